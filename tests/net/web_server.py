@@ -1,0 +1,38 @@
+"""A web server for tests: web_server.py PORT DIRECTORY, IPv4 and IPv6, HTTP/1.1, one output line a request."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import socket
+import socketserver
+import sys
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves files and prints "client-address path" for each request."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Print the request in place of the common log format."""
+        address = str(self.client_address[0]).removeprefix("::ffff:")
+        print(address, getattr(self, "path", "-"), flush=True)
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """Not http.server's own class: that asks the DNS for the host's name at start."""
+
+    address_family = socket.AF_INET6
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away in mid-transfer is no event."""
+
+
+if __name__ == "__main__":
+    handler = functools.partial(Handler, directory=sys.argv[2])
+    with Server(("::", int(sys.argv[1])), handler) as server:
+        server.serve_forever()
