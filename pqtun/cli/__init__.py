@@ -1,0 +1,1 @@
+"""The pqtun command: one module a subcommand, argument parsing and printing only."""

@@ -1,0 +1,1 @@
+"""The client and server services: privileged parent, unprivileged worker, control socket."""

@@ -1,0 +1,1 @@
+"""Interception and rewriting of this host's own DNS lookups."""

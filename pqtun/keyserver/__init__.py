@@ -1,0 +1,1 @@
+"""Serves and downloads the nodes of the key tree."""

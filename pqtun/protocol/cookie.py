@@ -1,0 +1,71 @@
+"""Cookies: a tunnel's state that the server has handed to the client, sealed (doc/protocol.md section 7)."""
+
+from dataclasses import dataclass, field
+from struct import Struct
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from pqtun.protocol.constants import (
+    COOKIE_BYTES,
+    COOKIE_LIFETIME,
+    COOKIE_NONCE_BYTES,
+    COOKIE_PREFIX,
+    KEY_BYTES,
+    LAST_EPOCH,
+    TID_BYTES,
+)
+from pqtun.protocol.errors import MessageError
+
+_STATE = Struct(f">{TID_BYTES}sI{KEY_BYTES}s{KEY_BYTES}s")
+_TIMESTAMP = Struct(">Q")
+_NONCE_OFFSET = len(COOKIE_PREFIX) + _TIMESTAMP.size
+_SEALED_OFFSET = _NONCE_OFFSET + COOKIE_NONCE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelState:
+    """What a cookie holds. The roots are those of the epoch after ``epoch``, as the server sends and receives."""
+
+    tid: bytes
+    epoch: int
+    send_root: bytes = field(repr=False)
+    recv_root: bytes = field(repr=False)
+
+
+def is_cookie(plaintext: bytes) -> bool:
+    """Say whether a plaintext or datagram is meant as a cookie."""
+    return plaintext.startswith(COOKIE_PREFIX)
+
+
+def pack(state: TunnelState, key: bytes, nonce: bytes, timestamp: int) -> bytes:
+    """Return the 144-byte cookie. ``nonce`` has 12 bytes and is never used twice under one key."""
+    stamp = _TIMESTAMP.pack(timestamp)
+    sealed = ChaCha20Poly1305(key).encrypt(
+        nonce, _STATE.pack(state.tid, state.epoch, state.send_root, state.recv_root), stamp
+    )
+    return COOKIE_PREFIX + stamp + nonce + sealed
+
+
+def unpack(cookie: bytes, key: bytes, now: int) -> TunnelState:
+    """Return the state in a cookie made under ``key`` at most 120 s before ``now`` (seconds, the packer's clock).
+
+    Raises MessageError: ``length``, ``type``, ``cookie_expired``, ``authentication``.
+    """
+    if len(cookie) != COOKIE_BYTES:
+        raise MessageError("length")
+    if not is_cookie(cookie):
+        raise MessageError("type")
+    (timestamp,) = _TIMESTAMP.unpack_from(cookie, len(COOKIE_PREFIX))
+    if not 0 <= now - timestamp <= COOKIE_LIFETIME:
+        raise MessageError("cookie_expired")
+    try:
+        state = ChaCha20Poly1305(key).decrypt(
+            cookie[_NONCE_OFFSET:_SEALED_OFFSET], cookie[_SEALED_OFFSET:], _TIMESTAMP.pack(timestamp)
+        )
+    except InvalidTag:
+        raise MessageError("authentication") from None
+    tid, epoch, send_root, recv_root = _STATE.unpack(state)
+    if epoch >= LAST_EPOCH:
+        raise MessageError("epoch_end")
+    return TunnelState(tid, epoch, send_root, recv_root)

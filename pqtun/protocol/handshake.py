@@ -1,0 +1,143 @@
+"""The 0-RTT handshake (doc/protocol.md section 5). Labels I1 to I8 and R1 to R8 name its steps everywhere."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pqtun.protocol import primitives
+from pqtun.protocol.constants import (
+    HANDSHAKE,
+    HANDSHAKE_BYTES,
+    MCELIECE_CT_BYTES,
+    TAG_BYTES,
+    X25519_BYTES,
+)
+from pqtun.protocol.errors import MessageError
+from pqtun.protocol.keytree import ServerPublicKey
+from pqtun.protocol.primitives import hash32, kdf, open_sealed, seal
+
+
+@dataclass(frozen=True, slots=True)
+class EphemeralPublicKey:
+    """A server's public keys of this half minute: sntrup761 (1158 bytes) and X25519 (32 bytes)."""
+
+    sntrup_pk: bytes = field(repr=False)
+    x25519_pk: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EphemeralSecretKey:
+    """The secret half: sntrup761 (1763 bytes) and X25519 (32 bytes)."""
+
+    sntrup_sk: bytes | bytearray = field(repr=False)
+    x25519_sk: bytes | bytearray = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSecretKey:
+    """A server's long-term secret key: Classic McEliece (13948 bytes) and X25519 (32 bytes)."""
+
+    mceliece_sk: bytes = field(repr=False)
+    x25519_sk: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a handshake yields at one end: 32 bytes each. ``resume_secret`` proves a resumption and encrypts nothing."""
+
+    tid: bytes
+    send_root: bytes = field(repr=False)
+    recv_root: bytes = field(repr=False)
+    resume_secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeMessage:
+    """The fields of a handshake datagram, as they are on the wire."""
+
+    c0: bytes
+    sealed_x25519: bytes  # c1 || t1
+    sealed_sntrup: bytes  # c3 || t3
+
+
+_C1 = 2 + MCELIECE_CT_BYTES
+_C3 = _C1 + X25519_BYTES + TAG_BYTES
+
+
+def parse(datagram: bytes) -> HandshakeMessage:
+    """Cut a handshake datagram (1299 bytes). Raises MessageError for another type or size."""
+    if datagram[:2] != HANDSHAKE:
+        raise MessageError("type")
+    if len(datagram) != HANDSHAKE_BYTES:
+        raise MessageError("length")
+    return HandshakeMessage(datagram[2:_C1], datagram[_C1:_C3], datagram[_C3:])
+
+
+@dataclass(frozen=True, slots=True)
+class InitiatorSecrets:
+    """Every random choice of an initiator; made fresh by ``draw``, given only to check known answers."""
+
+    c0: bytes
+    k0: bytes = field(repr=False)
+    x25519_pk: bytes
+    x25519_sk: bytes = field(repr=False)
+    c2: bytes = field(repr=False)
+    k3: bytes = field(repr=False)
+
+    @classmethod
+    def draw(cls, server: ServerPublicKey, ephemeral: EphemeralPublicKey) -> "InitiatorSecrets":
+        """Encapsulate to the server's McEliece and sntrup761 keys and make an X25519 pair."""
+        c0, k0 = primitives.skem_enc(server.mceliece_pk)  # I1
+        x25519_pk, x25519_sk = primitives.x25519_keypair()  # I2
+        c2, k3 = primitives.ekem_enc(ephemeral.sntrup_pk)  # I5
+        return cls(c0, k0, x25519_pk, x25519_sk, c2, k3)
+
+
+def initiate(server: ServerPublicKey, ephemeral: EphemeralPublicKey) -> tuple[bytes, Session]:
+    """Return the datagram for the server (1299 bytes) and the client's session.
+
+    Raises MessageError if a key of the server is unusable (an X25519 key of small order).
+    """
+    return compose(InitiatorSecrets.draw(server, ephemeral), server, ephemeral)
+
+
+def compose(secrets: InitiatorSecrets, server: ServerPublicKey, ephemeral: EphemeralPublicKey) -> tuple[bytes, Session]:
+    """The deterministic part of ``initiate``."""
+    chain, transcript = secrets.k0, secrets.c0  # I1
+    sealed_x25519 = seal(chain, transcript, secrets.x25519_pk)  # I2
+    transcript = hash32(transcript + sealed_x25519)
+    chain = _mix(chain, primitives.x25519(secrets.x25519_sk, server.x25519_pk))  # I3
+    chain = _mix(chain, primitives.x25519(secrets.x25519_sk, ephemeral.x25519_pk))  # I4
+    sealed_sntrup = seal(chain, transcript, secrets.c2)  # I5
+    chain = _mix(chain, secrets.k3)  # I6
+    transcript = hash32(transcript + sealed_sntrup)
+    tid, ti, tr, rs = kdf(4, chain, transcript)  # I7
+    datagram = HANDSHAKE + secrets.c0 + sealed_x25519 + sealed_sntrup  # I8
+    return datagram, Session(tid, send_root=ti, recv_root=tr, resume_secret=rs)
+
+
+def respond(datagram: bytes, long_term: ServerSecretKey, ephemerals: Iterable[EphemeralSecretKey]) -> Session:
+    """Return the server's session for a handshake datagram, trying each ephemeral key in the order given.
+
+    Raises MessageError if the datagram has another type or size or does not authenticate under any key. The caller
+    keeps the replay memory (``c0`` of accepted handshakes).
+    """
+    message = parse(datagram)
+    chain, transcript = primitives.skem_dec(message.c0, long_term.mceliece_sk), message.c0  # R1
+    client_x25519 = open_sealed(chain, transcript, message.sealed_x25519)  # R2
+    transcript = hash32(transcript + message.sealed_x25519)
+    chain = _mix(chain, primitives.x25519(long_term.x25519_sk, client_x25519))  # R3
+    for ephemeral in ephemerals:
+        try:
+            mixed = _mix(chain, primitives.x25519(ephemeral.x25519_sk, client_x25519))  # R4
+            c2 = open_sealed(mixed, transcript, message.sealed_sntrup)  # R5
+        except MessageError:
+            continue
+        mixed = _mix(mixed, primitives.ekem_dec(c2, bytes(ephemeral.sntrup_sk)))  # R6
+        transcript = hash32(transcript + message.sealed_sntrup)
+        tid, ti, tr, rs = kdf(4, mixed, transcript)  # R7
+        return Session(tid, send_root=tr, recv_root=ti, resume_secret=rs)  # R8
+    raise MessageError("ephemeral_key")
+
+
+def _mix(chain: bytes, secret: bytes) -> bytes:
+    return kdf(1, chain, secret)[0]
