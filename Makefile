@@ -50,4 +50,4 @@ uninstall:
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find pqtun tests benchmarks scripts -name __pycache__ -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path "./.git/*" -prune -exec rm -rf {} +

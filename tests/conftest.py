@@ -14,7 +14,14 @@ import subprocess
 from collections.abc import Callable, Generator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A busy machine is slow, which is no fault of the code under test.
+hypothesis.settings.register_profile(
+    "pqtun", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("pqtun")
 
 TESTS = Path(__file__).parent
 ROOMS_LAST = ("net", "interop")  # the cheap tests come first
