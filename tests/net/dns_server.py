@@ -7,6 +7,7 @@ case of the question's name, answers NXDOMAIN and "no data" with the zone's SOA,
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import socketserver
@@ -154,7 +155,7 @@ def main(zone_file: str, query_log: str) -> None:
 def _local_addresses(family: socket.AddressFamily) -> list[str]:
     if family == socket.AF_INET:
         lines = Path("/proc/net/fib_trie").read_text().splitlines()
-        local = {before.split()[-1] for before, line in zip(lines, lines[1:], strict=False) if "/32 host LOCAL" in line}
+        local = {before.split()[-1] for before, line in itertools.pairwise(lines) if "/32 host LOCAL" in line}
         return sorted(local)
     found = []
     for line in Path("/proc/net/if_inet6").read_text().splitlines():

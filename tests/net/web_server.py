@@ -1,18 +1,37 @@
-"""A web server for tests: web_server.py PORT DIRECTORY, IPv4 and IPv6, HTTP/1.1, one output line a request."""
+"""A web server for tests: web_server.py PORT DIRECTORY, IPv4 and IPv6, HTTP/1.1, one output line a request.
+
+GET serves the directory's files; POST answers with the SHA-256 of what was sent, in hexadecimal.
+"""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import http.server
 import socket
 import socketserver
 import sys
+
+_CHUNK = 1 << 16
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
     """Serves files and prints "client-address path" for each request."""
 
     protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        """Answer with the digest of the body."""
+        left = int(self.headers["Content-Length"])
+        digest = hashlib.sha256()
+        while left and (data := self.rfile.read(min(left, _CHUNK))):
+            digest.update(data)
+            left -= len(data)
+        answer = digest.hexdigest().encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
 
     def log_message(self, format: str, *args: object) -> None:
         """Print the request in place of the common log format."""
