@@ -1,8 +1,8 @@
 """Order of the tests, and what they need of the machine.
 
 A test says with a marker what it needs: `root`, `tun`, `nft_owner`. Everything in tests/net is `net` and needs all of
-them; everything in tests/interop is `interop` as well. Where a need is not met the test skips and says why, unless CI=true:
-there a skip, for whatever reason, is a failure.
+them; everything in tests/interop is `interop` as well. Where a need is not met the test skips and says why, unless
+CI=true: there a skip, for whatever reason, is a failure.
 """
 
 from __future__ import annotations
