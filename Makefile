@@ -18,7 +18,7 @@ setup:
 	@scripts/setup
 
 demo: setup
-	@.venv/bin/python scripts/demo.py
+	@PYTHONPATH=. .venv/bin/python scripts/demo.py
 
 test: setup
 	@scripts/test
