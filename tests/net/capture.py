@@ -36,7 +36,7 @@ class Capture:
     def __init__(self, lab: Lab, ns: str, device: str, expression: str = "") -> None:
         serial = len(list(lab.directory.glob("*.pcap")))
         self.path = lab.directory / f"{serial:02}-{device}.pcap"
-        argv = ["tcpdump", "-i", device, "-n", "-U", "-s", "0", "-B", "16384", "-Z", "root"]
+        argv = ["tcpdump", "-i", device, "-n", "-U", "--immediate-mode", "-s", "0", "-B", "16384", "-Z", "root"]
         self._process = lab.spawn(ns, *argv, "-w", str(self.path), expression)
         self._process.wait_output("listening on", 10)
 

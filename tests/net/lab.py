@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tests.net.process import LabError, Process, wait_until
 
-__all__ = ["Lab", "LabError", "Process", "Topology", "standard_topology", "wait_until"]
+__all__ = ["Lab", "LabError", "Process", "Topology", "Wire", "standard_topology", "wait_until"]
 
 HERE = Path(__file__).resolve().parent
 
@@ -40,6 +40,21 @@ _PREFIX = "pqt-"
 _NAME = re.compile(rf"{_PREFIX}(\d+)-")
 _serial = itertools.count()
 _open: set[Lab] = set()
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A slow link: one-way delay in seconds, share of frames lost (0 to 1), bit/s (0: unlimited), seconds of queue."""
+
+    delay: float = 0.0
+    loss: float = 0.0
+    rate: float = 0.0
+    queue: float = 0.2
+    seed: int = 1
+
+    def arguments(self) -> list[str]:
+        """For slow_wire.py."""
+        return [str(value) for value in (self.delay, self.loss, self.rate, self.queue, self.seed)]
 
 
 class Lab:
@@ -89,14 +104,21 @@ class Lab:
         ends: tuple[tuple[str, str], tuple[str, str]],
         addresses: tuple[Sequence[str], Sequence[str]],
         *,
-        mtu: int = 1500,
+        wire: Wire | None = None,
     ) -> None:
-        """Join two namespaces by a veth pair: ends ((ns, device), (ns, device)), addresses with prefix length."""
+        """Join two namespaces: ends ((ns, device), (ns, device)), addresses with prefix length.
+
+        By a veth pair, or by `wire`.
+        """
         (ns_a, dev_a), (ns_b, dev_b) = ends
-        _command(
-            *("ip", "link", "add", dev_a, "netns", ns_a, "mtu", str(mtu), "type", "veth"),
-            *("peer", "name", dev_b, "netns", ns_b, "mtu", str(mtu)),
-        )
+        if wire is None:
+            veth = ["ip", "link", "add", dev_a, "netns", ns_a, "type", "veth", "peer", "name", dev_b, "netns", ns_b]
+            _command(*veth)
+        else:
+            process = self._start(
+                [sys.executable, str(HERE / "slow_wire.py"), ns_a, dev_a, ns_b, dev_b, *wire.arguments()]
+            )
+            process.wait_output("ready", 15)
         for (ns, dev), given in zip(ends, addresses, strict=True):
             for address in given:
                 # Without nodad an IPv6 address could not be used for a second or two.
@@ -150,8 +172,11 @@ class Lab:
 
     def spawn(self, ns: str, *argv: str, env: Mapping[str, str] | None = None) -> Process:
         """Start a daemon in `ns`; it is killed with its whole process group at close()."""
-        name = f"{len(self._processes):02}-{Path(argv[0]).name}.log"
-        process = Process(self.argv(ns, *argv), self.directory / name, env)
+        return self._start(self.argv(ns, *argv), env)
+
+    def _start(self, argv: list[str], env: Mapping[str, str] | None = None) -> Process:
+        name = Path(argv[4] if argv[:3] == ["ip", "netns", "exec"] else argv[0]).name
+        process = Process(argv, self.directory / f"{len(self._processes):02}-{name}.log", env)
         self._processes.append(process)
         return process
 
@@ -223,13 +248,14 @@ class Lab:
         """End all programs, remove all namespaces and the scratch directory. May be called again."""
         if os.getpid() != self._pid:  # a forked child owns none of it
             return
-        _open.discard(self)
         for process in reversed(self._processes):
             process.kill()
-        for ns in reversed(self._namespaces):
-            _remove_namespace(ns)
-        self._namespaces.clear()
+        # One by one, so that a close() which was interrupted can be finished by the one at exit.
+        while self._namespaces:
+            _remove_namespace(self._namespaces[-1])
+            self._namespaces.pop()
         shutil.rmtree(self.directory, ignore_errors=True)
+        _open.discard(self)
 
 
 class DnsServer:
@@ -286,8 +312,8 @@ class Topology:
     resolver: str
 
 
-def standard_topology(lab: Lab) -> Topology:
-    """Build the Topology; no program runs in it yet. client and server ask RESOLVER4."""
+def standard_topology(lab: Lab, server_wire: Wire | None = None) -> Topology:
+    """Build the Topology; client and server ask RESOLVER4. `server_wire` replaces the link of router and server."""
     router = lab.namespace("router")
     lab.forward(router)
     made = {}
@@ -302,6 +328,7 @@ def standard_topology(lab: Lab) -> Topology:
         lab.link(
             ((ns, "eth0"), (router, f"{name}0")),
             ([f"{v4}/24", f"{v6}/64"], [f"{gate4}/24", f"{gate6}/64"]),
+            wire=server_wire if name == "server" else None,
         )
         lab.route(ns, "default", gate4)
         lab.route(ns, "default", gate6)
