@@ -1,0 +1,1 @@
+"""Measurements of pqtun beside PQConnect, in network namespaces."""
