@@ -1,0 +1,86 @@
+"""What the Python engine keeps for one tunnel."""
+
+from collections import Counter
+from ipaddress import IPv4Address
+
+from pqtun.protocol.constants import HEADER_BYTES, TID_BYTES
+from pqtun.protocol.tunnel import Tunnel
+from pqtun.pump.engine import Endpoint, TunnelStats
+from pqtun.pump.inner import Inbound
+
+_INDEX_AT = 2 + TID_BYTES
+
+
+class Link:
+    """A tunnel, the address it stands for, where its peer was last heard from, and its counters."""
+
+    __slots__ = (
+        "_newest",
+        "bytes_received",
+        "bytes_sent",
+        "cookie",
+        "created",
+        "drops",
+        "endpoint",
+        "inbound",
+        "inner",
+        "last_received",
+        "last_sent",
+        "packets_received",
+        "packets_sent",
+        "tid",
+        "tunnel",
+    )
+
+    def __init__(self, tunnel: Tunnel, inner: IPv4Address, host: IPv4Address, endpoint: Endpoint, now: float) -> None:
+        self.tid = tunnel.tid
+        self.tunnel = tunnel
+        self.inner = inner
+        self.inbound = Inbound(inner, host)
+        self.endpoint = endpoint
+        self.created = now
+        self.last_sent: float | None = None
+        self.last_received: float | None = None
+        self.packets_sent = 0
+        self.packets_received = 0
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.drops: Counter[str] = Counter()
+        self.cookie: bytes | None = None  # to be returned before the next packet
+        self._newest = b""
+
+    def heard(self, datagram: bytes, source: Endpoint, plaintext_bytes: int, now: float) -> bool:
+        """Account for a datagram that authenticated; say whether the peer has moved to ``source``.
+
+        Only a packet newer than all before it moves the peer, so that a delayed or copied one cannot. Epoch and
+        counter are big-endian and compare as the bytes that they are.
+        """
+        self.last_received = now
+        self.packets_received += 1
+        self.bytes_received += plaintext_bytes
+        index = datagram[_INDEX_AT:HEADER_BYTES]
+        if index <= self._newest:
+            return False
+        self._newest = index
+        if source == self.endpoint:
+            return False
+        self.endpoint = source
+        return True
+
+    def stats(self) -> TunnelStats:
+        """Return a snapshot of the counters."""
+        return TunnelStats(
+            tid=self.tid,
+            inner=self.inner,
+            endpoint=self.endpoint,
+            send_epoch=self.tunnel.send_epoch,
+            recv_epoch=self.tunnel.recv_epoch,
+            created=self.created,
+            last_sent=self.last_sent,
+            last_received=self.last_received,
+            packets_sent=self.packets_sent,
+            packets_received=self.packets_received,
+            bytes_sent=self.bytes_sent,
+            bytes_received=self.bytes_received,
+            drops=dict(self.drops),
+        )

@@ -1,0 +1,57 @@
+"""The engines that the tests of the engine run with."""
+
+import asyncio
+import ctypes
+import os
+import subprocess
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+
+import pytest
+
+from pqtun.pump.python import PythonEngine
+from tests.pump.rig import EngineFactory, Rig, rig
+
+ENGINES: dict[str, EngineFactory] = {"python": PythonEngine}
+
+CLONE_NEWNET = 0x40000000
+
+Scenario = Callable[[Rig], Coroutine[None, None, None]]
+Play = Callable[..., None]
+
+
+@pytest.fixture(params=list(ENGINES))
+def factory(request: pytest.FixtureRequest) -> EngineFactory:
+    return ENGINES[request.param]
+
+
+@pytest.fixture(scope="session")
+def _own_network() -> Iterator[None]:
+    """Sockets made meanwhile live in a fresh network namespace; without root, on this host's loopback device."""
+    if os.geteuid() != 0:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path("/proc/thread-self/ns/net").open("rb") as home:
+        if libc.unshare(CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "unshare")
+        try:
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            yield
+        finally:
+            if libc.setns(home.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+
+
+@pytest.fixture
+def play(factory: EngineFactory, _own_network: None) -> Play:
+    """Run a scenario with an engine that has been started."""
+
+    def run(scenario: Scenario, *, deliver_to: str | None = None) -> None:
+        async def scene() -> None:
+            with rig(factory, deliver_to=deliver_to) as made:
+                await scenario(made)
+
+        asyncio.run(scene())
+
+    return run

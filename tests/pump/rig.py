@@ -1,0 +1,226 @@
+"""One engine between sockets of the test's own: the programs of its host on one side, a peer on the other."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address, IPv4Network
+from typing import Protocol, TypeVar
+
+from pqtun.protocol.handshake import Session
+from pqtun.protocol.tunnel import Tunnel
+from pqtun.pump.engine import Engine, Event, Listener
+from tests.pump import packets as p
+
+T = TypeVar("T")
+
+OWN = "10.43.0.1"
+PEER = "10.43.0.7"
+OTHER = "10.43.0.8"
+SUBNET = IPv4Network("10.43.0.0/16")
+# How the far end calls us and itself.
+FAR_OWN, FAR_US = "10.42.0.1", "10.42.0.9"
+TIMEOUT = 10.0
+
+
+class EngineFactory(Protocol):
+    """Makes the engine under test."""
+
+    def __call__(
+        self,
+        tun_fd: int,
+        udp: socket.socket,
+        *,
+        own: IPv4Address,
+        subnet: IPv4Network,
+        deliver_to: IPv4Address | None,
+        clock: Callable[[], float],
+        loop: asyncio.AbstractEventLoop,
+    ) -> Engine: ...
+
+
+class FakeClock:
+    """Time passes only when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def session(number: int) -> tuple[Session, Session]:
+    """The two ends of a tunnel: ours and the peer's. Another number is another tunnel."""
+    tid, up, down, resume = (bytes([kind]) * 30 + number.to_bytes(2, "big") for kind in (1, 2, 3, 4))
+    return Session(tid, up, down, resume), Session(tid, down, up, resume)
+
+
+class Far:
+    """The other end of a tunnel, played by the test: one UDP socket and the protocol's own Tunnel."""
+
+    def __init__(self, rig: "Rig", number: int) -> None:
+        self.rig = rig
+        self.ours, theirs = session(number)
+        self.tid = theirs.tid
+        self.tunnel = Tunnel(theirs.tid, theirs.send_root, theirs.recv_root, rig.clock())
+        self.socket = rig.udp_socket()
+        self.endpoint: tuple[str, int] = self.socket.getsockname()
+
+    def seal(self, plaintext: bytes) -> bytes:
+        return self.tunnel.seal(plaintext, self.rig.clock())
+
+    def send(self, datagram: bytes, via: socket.socket | None = None) -> None:
+        (via or self.socket).sendto(datagram, self.rig.address)
+
+    def send_packet(self, data: bytes) -> None:
+        self.send(self.seal(from_far(data)))
+
+    async def datagram(self) -> bytes:
+        return await self.rig.read(self.socket)
+
+    async def plaintext(self) -> bytes:
+        return self.tunnel.open(await self.datagram(), self.rig.clock())
+
+    def quiet(self) -> bool:
+        """Whether nothing waits to be read. Only says something after a later sign of life of the engine."""
+        try:
+            self.socket.recv(65535, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def to_far(data: bytes, destination: str = PEER) -> bytes:
+    """A packet as a program here sends it."""
+    return p.udp_packet(OWN, destination, data)
+
+
+def from_far(data: bytes) -> bytes:
+    """The plaintext of a packet that the peer sends us."""
+    return p.cleared(p.udp_packet(FAR_OWN, FAR_US, data))
+
+
+def delivered(data: bytes, peer: str = PEER, host: str = OWN) -> bytes:
+    """The packet of ``from_far`` as it reaches our programs."""
+    return p.udp_packet(peer, host, data)
+
+
+class Rig:
+    """The engine, both its descriptors' other ends, its events and its clock."""
+
+    def __init__(self, factory: EngineFactory, *, deliver_to: str | None = None) -> None:
+        self.clock = FakeClock()
+        self._sockets: list[socket.socket] = []
+        self.programs, tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.programs.setblocking(False)
+        self._sockets.append(self.programs)
+        self.tun_fd = tun.detach()
+        udp = self.udp_socket(ours=False)
+        self.udp_fd = udp.fileno()
+        self.address: tuple[str, int] = udp.getsockname()
+        self.engine = factory(
+            self.tun_fd,
+            udp,
+            own=IPv4Address(OWN),
+            subnet=SUBNET,
+            deliver_to=None if deliver_to is None else IPv4Address(deliver_to),
+            clock=self.clock,
+            loop=asyncio.get_running_loop(),
+        )
+        self.events: list[Event] = []
+        self.listener: Listener = lambda event: self.events.append(event)
+        self._probes = 0
+
+    def udp_socket(self, *, ours: bool = True) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        sock.bind(("127.0.0.1", 0))
+        if ours:
+            self._sockets.append(sock)
+        return sock
+
+    def start(self) -> "Rig":
+        self.engine.start(lambda event: self.listener(event))
+        return self
+
+    def far(self, number: int = 1, inner: str | None = PEER) -> Far:
+        """A peer; its tunnel is added for ``inner`` unless that is None."""
+        far = Far(self, number)
+        if inner is not None:
+            self.add(far, inner)
+        return far
+
+    def add(self, far: Far, inner: str = PEER) -> None:
+        self.engine.add_tunnel(far.ours, IPv4Address(inner), far.endpoint)
+
+    def write(self, packet: bytes) -> None:
+        """A packet of a program here."""
+        self.programs.send(packet)
+
+    async def until(self, condition: Callable[[], T], what: str) -> T:
+        """Poll until the condition is true."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + TIMEOUT
+        while not (value := condition()):
+            assert loop.time() < end, f"waited in vain for {what}; events {self.events}, {self.engine.stats()}"
+            await asyncio.sleep(0.001)
+        return value
+
+    async def read(self, sock: socket.socket) -> bytes:
+        async with asyncio.timeout(TIMEOUT):
+            return await asyncio.get_running_loop().sock_recv(sock, 65535)
+
+    async def delivered(self) -> bytes:
+        """The next packet that the engine hands to our programs."""
+        return await self.read(self.programs)
+
+    async def event(self, kind: type[T]) -> T:
+        """Wait for the first event of a kind and take it off the list."""
+        found = await self.until(lambda: [e for e in self.events if isinstance(e, kind)], kind.__name__)
+        self.events.remove(found[0])
+        return found[0]
+
+    async def settle(self) -> None:
+        """Wait until the engine has handled all that was sent to it before, and the events about it have come."""
+        self._probes += 1
+        marker = b"\xff\xff" + self._probes.to_bytes(4, "big")
+        refused = self.drops().get("tun_not_ipv4", 0)
+        self.write(b"\0")
+        await self.until(lambda: self.drops().get("tun_not_ipv4", 0) > refused, "the probe")
+        self.udp_socket().sendto(marker, self.address)
+        await self.until(lambda: any(getattr(e, "data", None) == marker for e in self.events), "the marker")
+        self.events = [e for e in self.events if getattr(e, "data", None) != marker]
+
+    def drops(self) -> dict[str, int]:
+        return self.engine.stats().drops
+
+    def tunnel_drops(self, tid: bytes) -> dict[str, int]:
+        return next(t.drops for t in self.engine.stats().tunnels if t.tid == tid)
+
+    async def pass_time(self, seconds: float) -> None:
+        """Move the clock, and have the engine do what is due."""
+        self.clock.now += seconds
+        await self.settle()
+
+    def close(self) -> None:
+        self.engine.close()
+        for sock in self._sockets:
+            sock.close()
+
+
+@contextlib.contextmanager
+def rig(factory: EngineFactory, *, deliver_to: str | None = None) -> Iterator[Rig]:
+    made = Rig(factory, deliver_to=deliver_to)
+    try:
+        yield made.start()
+    finally:
+        made.close()
+
+
+def is_open(fd: int, inode: int) -> bool:
+    """Whether the descriptor still is the open file that it was."""
+    try:
+        return os.fstat(fd).st_ino == inode
+    except OSError:
+        return False
