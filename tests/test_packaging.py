@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 import pqtun
+from pqtun.daemon import settings
 
 ROOT = Path(__file__).parent.parent
 UNITS = sorted((ROOT / "misc").glob("*.service"))
 LOCKS = sorted(ROOT.glob("requirements*.lock"))
+SAMPLE = ROOT / "misc" / "pqtun.toml"
 MAX_LINES = 500
 OWN_TEXT = {".py", ".rs", ".md", ".toml", ".service", ".lock", ".sh", ".cfg", ".yml", ".yaml", ".json", ""}
 
@@ -87,18 +89,19 @@ def test_locks_agree_with_each_other_and_with_the_metadata() -> None:
     assert names - set().union(*pinned) == set()
 
 
-def test_sample_settings() -> None:
-    text = (ROOT / "misc" / "pqtun.toml").read_text()
-    assert tomllib.loads(text) == {"client": {}, "server": {}}  # as shipped it changes nothing
-    settings = tomllib.loads(re.sub(r"^#(?=[a-z-]+ = )", "", text, flags=re.MULTILINE))
-    assert {"keys", "engine", "user", "mtu", "run", "client", "server"} == settings.keys()
-    assert {"port", "address", "interface", "state"} == settings["client"].keys()
-    assert {"port", "key-port", "address", "interface", "deliver-to"} == settings["server"].keys()
-    assert (settings["client"]["port"], settings["server"]["port"], settings["server"]["key-port"]) == (
-        42423,
-        42424,
-        42425,
-    )
+def test_sample_settings_change_nothing() -> None:
+    assert tomllib.loads(SAMPLE.read_text()) == {"client": {}, "server": {}}
+
+
+@pytest.mark.parametrize("section", settings.SECTIONS)
+def test_sample_settings_are_all_options_at_their_defaults(tmp_path: Path, section: str) -> None:
+    config = tmp_path / "pqtun.toml"
+    config.write_text(re.sub(r"^#(?=[a-z_]+ = )", "", SAMPLE.read_text(), flags=re.MULTILINE))
+    loaded, named = settings.load(section, config, {})
+    defaults = settings.SECTIONS[section]()
+    assert set(named) == set(settings.option_names(settings.SECTIONS[section]))
+    for option in named - {"deliver_to"}:  # its default is another option's value
+        assert getattr(loaded, option) == getattr(defaults, option)
 
 
 def test_both_units_are_there() -> None:
