@@ -1,1 +1,1 @@
-"""Long-term key directory, ring of ephemeral keys, cache of servers' public keys."""
+"""Long-term keys on disk, ephemeral keys in memory, and the cache of verified server keys."""
