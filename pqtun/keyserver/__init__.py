@@ -1,1 +1,1 @@
-"""Serves and downloads the nodes of the key tree."""
+"""Serves and downloads long-term keys (as nodes of a hash tree) and ephemeral keys."""
