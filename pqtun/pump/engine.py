@@ -116,10 +116,13 @@ class Engine(Protocol):
     def start(self, listener: Listener) -> None:
         """Begin to move packets. Events come in order, each in a turn of the event loop, never out of a call here."""
 
-    def add_tunnel(self, session: Session, inner: IPv4Address, endpoint: Endpoint) -> None:
+    def add_tunnel(
+        self, session: Session, inner: IPv4Address, endpoint: Endpoint, *, first: bytes | None = None
+    ) -> None:
         """Take a tunnel into use for the private address ``inner``.
 
-        Tunnel packets that came early are opened and held packets for ``inner`` sent, in order, before this returns.
+        Before this returns, tunnel packets that came early are opened, and sent are: ``first``, a plaintext of the
+        control plane, if given; then what was held for ``inner``, in order.
         An older tunnel of ``inner`` still receives until it dies. Raises ValueError if the tid is in use, ``inner``
         cannot stand for a peer (outside the subnet, own or broadcast address) or the engine is closed.
         """

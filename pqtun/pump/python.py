@@ -105,7 +105,9 @@ class PythonEngine:
         self._loop.add_reader(self._tun, self._on_tun)
         self._loop.add_reader(self._udp, self._on_udp)
 
-    def add_tunnel(self, session: Session, inner: IPv4Address, endpoint: Endpoint) -> None:
+    def add_tunnel(
+        self, session: Session, inner: IPv4Address, endpoint: Endpoint, *, first: bytes | None = None
+    ) -> None:
         """Take a tunnel into use for ``inner``. Raises ValueError: tid in use, ``inner`` not a peer's, closed."""
         if not self._outbound.is_peer(inner.packed):
             raise ValueError(f"{inner} cannot stand for a peer")
@@ -121,6 +123,8 @@ class PythonEngine:
         self._watch(link)
         for datagram, source in self._early.take(link.tid):
             self._receive(link, datagram, source, now)
+        if first is not None:
+            self._send(link, first, now)
         for packet in self._held.take(inner.packed):
             self._send(link, clear_destination(packet), now)
 

@@ -50,6 +50,18 @@ def test_wanted_once_then_sent_in_order(play: Play) -> None:
     play(scenario)
 
 
+def test_a_first_packet_of_the_control_plane_goes_ahead_of_held_ones(play: Play) -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.write(to_far(b"held"))
+        await rig.event(Wanted)
+        far = rig.far(inner=None)
+        rig.engine.add_tunnel(far.ours, IPv4Address(PEER), far.endpoint, first=b"hello")
+        assert await far.plaintext() == b"hello"
+        assert await far.plaintext() == p.cleared(to_far(b"held"))
+
+    play(scenario)
+
+
 def test_hold_reports_nothing(play: Play) -> None:
     async def scenario(rig: Rig) -> None:
         rig.engine.hold(IPv4Address(PEER))
