@@ -1,0 +1,109 @@
+"""``pqtun status``: what the services on this machine do."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pqtun.cli import options
+from pqtun.daemon import control
+from pqtun.daemon.rundir import socket_path
+from pqtun.protocol.errors import UserError
+
+ROLES = ("client", "server")
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = options.add_command(commands, "status", "Show peers, tunnels and counters of the running services.", run)
+    parser.add_argument("role", nargs="?", choices=ROLES, help="one service; without it, both that run")
+    options.add_run(parser)
+    options.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the status. Raises UserError if the service does not run."""
+    roles = [arguments.role] if arguments.role else _running(arguments)
+    found = {role: control.ask(arguments.run, role, {"op": "status"}) for role in roles}
+    if arguments.json:
+        print(json.dumps(found[arguments.role] if arguments.role else found, indent=2))
+        return 0
+    print("\n\n".join(_text(status) for status in found.values()))
+    return 0
+
+
+def _running(arguments: argparse.Namespace) -> list[str]:
+    roles = [role for role in ROLES if socket_path(arguments.run, role).exists()]
+    if not roles:
+        raise UserError(f"neither a pqtun client nor a server runs with {arguments.run}; start one, or see --run")
+    return roles
+
+
+def _text(status: Mapping[str, Any]) -> str:
+    lines = [
+        f"{status['role']}: {status['interface']}",
+        f"  address: {status['address']}, mtu {status['mtu']}",
+        f"  listening port: {_listening(status)}",
+        f"  engine: {status['engine']}",
+        f"  up for: {_duration(status['uptime'])} (pid {status['pid']}, version {status['version']})",
+    ]
+    if status.get("keyhash"):
+        lines.append(f"  key hash: {status['keyhash']}")
+    for title, key in (("drops", "drops"), ("dns", "dns"), ("handshakes", "handshakes"), ("key server", "key_server")):
+        if status.get(key):
+            lines.append(f"  {title}: {_counters(status[key])}")
+    for peer in status["peers"]:
+        lines += ["", *_peer(peer)]
+    if not status["peers"]:
+        lines += ["", "no peers yet"]
+    return "\n".join(lines)
+
+
+def _listening(status: Mapping[str, Any]) -> str:
+    return f"{status['port']}" + (f", key server {status['key_port']}" if "key_port" in status else "")
+
+
+def _peer(peer: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"peer: {peer['name']}",
+        f"  state: {peer['state']}" + (f" ({peer['error']})" if peer.get("error") else ""),
+    ]
+    lines.append(f"  private address: {peer['private_address']}")
+    if peer.get("real_address"):
+        lines.append(f"  real address: {peer['real_address']}" + (f" port {peer['port']}" if peer.get("port") else ""))
+    if "download" in peer:
+        lines.append(f"  key download: {peer['download']['nodes']} of {peer['download']['of']} pieces")
+    if "epoch" in peer:
+        heard = peer["last_received"]
+        lines += [
+            f"  tunnel: {_duration(peer['age'])} old, epoch {peer['epoch']['send']} out, {peer['epoch']['receive']} in",
+            f"  last heard: {'never' if heard is None else _duration(heard) + ' ago'}",
+            f"  received: {_size(peer['bytes']['received'])} in {peer['packets']['received']} packets",
+            f"  sent: {_size(peer['bytes']['sent'])} in {peer['packets']['sent']} packets",
+        ]
+        if peer["drops"]:
+            lines.append(f"  drops: {_counters(peer['drops'])}")
+    return lines
+
+
+def _counters(counters: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sorted(counters.items()))
+
+
+def _duration(seconds: float) -> str:
+    parts = []
+    rest = int(seconds)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if rest >= size:
+            parts.append(f"{rest // size} {unit}")
+            rest %= size
+    parts.append(f"{rest} s")
+    return " ".join(parts[:2])
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.2f} {unit}"
+        number /= 1024
+    return f"{number:.2f} TiB"

@@ -1,0 +1,144 @@
+"""From a peer known by name to its session: ports, long-term key, ephemeral keys, handshake."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Final
+
+import dns.asyncquery
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.rdatatype
+
+from pqtun.daemon.peers import Peer
+from pqtun.keys.cache import ServerKeyCache
+from pqtun.keyserver.download import DownloadError
+from pqtun.keyserver.fetch import fetch_ephemeral, fetch_server_key
+from pqtun.protocol.constants import KEY_SERVER_PORT, SERVER_PORT
+from pqtun.protocol.errors import MessageError
+from pqtun.protocol.handshake import Session, initiate
+from pqtun.protocol.keytree import ServerPublicKey
+from pqtun.protocol.names import parse_key_server_text, parse_port_text
+
+log = logging.getLogger(__name__)
+
+TXT_TIMEOUT: Final = 3.0  # seconds for one TXT lookup; the defaults apply when it is not answered
+
+Progress = Callable[[int, int], None]
+Address = tuple[str, int]
+
+
+class ConnectError(Exception):
+    """No session could be made. ``reason`` is a snake_case word, the text one line for people."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where a server's two services are."""
+
+    tunnel: Address
+    key_server: Address
+
+
+async def find_ports(peer: Peer, address: IPv4Address, resolver: Address | None) -> Ports:
+    """Return a server's ports: from its pq1 label, else from TXT records (section 2), else the defaults."""
+    if peer.port is not None and peer.key_port is not None:
+        return Ports((str(address), peer.port), (str(address), peer.key_port))
+    port, key_server = SERVER_PORT, (str(address), KEY_SERVER_PORT)
+    if resolver is not None:
+        port_texts, key_texts = await asyncio.gather(_texts(peer.name, resolver), _texts(f"ks.{peer.name}", resolver))
+        port = next(filter(None, map(parse_port_text, port_texts)), port)
+        for found in filter(None, map(parse_key_server_text, key_texts)):
+            if _is_ipv4(found[0]):
+                key_server = found
+                break
+    return Ports((str(address), port), key_server)
+
+
+def _is_ipv4(text: str) -> bool:
+    try:
+        IPv4Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+async def _texts(name: str, resolver: Address) -> list[str]:
+    try:
+        query = dns.message.make_query(dns.name.from_text(name), dns.rdatatype.TXT)
+        answer, _ = await dns.asyncquery.udp_with_fallback(query, resolver[0], TXT_TIMEOUT, resolver[1])
+    except (dns.exception.DNSException, OSError) as error:
+        log.debug("TXT lookup of %s: %s", name, type(error).__name__)
+        return []
+    return [
+        b"".join(record.strings).decode("ascii", errors="replace")
+        for rrset in answer.answer
+        if rrset.rdtype == dns.rdatatype.TXT
+        for record in rrset
+    ]
+
+
+class Connector:
+    """Makes sessions. Keys are downloaded once, verified, and kept in the cache on disk."""
+
+    def __init__(self, cache: ServerKeyCache, clock: Callable[[], float]) -> None:
+        self._cache = cache
+        self._clock = clock
+        self._downloads: dict[bytes, asyncio.Task[ServerPublicKey]] = {}
+
+    async def session(self, peer: Peer, ports: Ports, on_progress: Progress | None = None) -> tuple[bytes, Session]:
+        """Return a handshake datagram for the peer and the session that it begins. Raises ConnectError."""
+        try:
+            with connected_socket(ports.key_server) as sock:
+                key = await self._server_key(peer.keyhash, sock, on_progress)
+                ephemeral = await fetch_ephemeral(sock, clock=self._clock)
+            return initiate(key, ephemeral)
+        except DownloadError as error:
+            raise ConnectError(error.reason, f"key server {_text(ports.key_server)}: {error}") from None
+        except MessageError as error:
+            raise ConnectError("bad_key", f"key server {_text(ports.key_server)} sent an unusable key") from error
+        except OSError as error:
+            raise ConnectError("network", f"key server {_text(ports.key_server)}: {error.strerror}") from None
+
+    async def _server_key(self, keyhash: bytes, sock: socket.socket, on_progress: Progress | None) -> ServerPublicKey:
+        cached = self._cache.get(keyhash)
+        if cached is not None:
+            return cached
+        running = self._downloads.get(keyhash)
+        if running is not None:
+            return await asyncio.shield(running)
+        task = asyncio.ensure_future(fetch_server_key(sock, keyhash, clock=self._clock, on_progress=on_progress))
+        self._downloads[keyhash] = task
+        try:
+            key = await task
+        finally:
+            del self._downloads[keyhash]
+        try:
+            self._cache.put(keyhash, key)
+        except OSError as error:
+            log.warning("cannot keep a server's key in the state directory: %s", error.strerror)
+        return key
+
+
+def connected_socket(address: Address) -> socket.socket:
+    """Return a non-blocking UDP socket connected to ``address``. Raises OSError."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _text(address: Address) -> str:
+    return f"{address[0]} port {address[1]}"

@@ -1,0 +1,127 @@
+"""What the privileged parent makes on the host: the TUN interface with its address, and bound sockets."""
+
+import errno
+import io
+import os
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv4Network
+from typing import Any, Final
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from pqtun.protocol.errors import UserError
+from pqtun.pump.tun import open_tun
+
+PRIVATE_NETWORKS: Final = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))  # RFC 1918
+
+# Half a second of a gigabit: the worker may be busy with handshakes for that long.
+SOCKET_BUFFER: Final = 8 << 20
+_SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h
+_SO_SNDBUFFORCE: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Tun:
+    """An open TUN device that is up."""
+
+    file: io.FileIO  # the device vanishes with the last process's descriptor
+    name: str
+    address: IPv4Interface
+
+
+def networks_in_use(ipr: Any) -> list[IPv4Network]:
+    """Return the networks of the host's addresses and of its routes, default routes left out."""
+    networks = [
+        IPv4Network(
+            (message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"), message["prefixlen"]), strict=False
+        )
+        for message in ipr.get_addr(family=socket.AF_INET)
+    ]
+    for route in ipr.get_routes(family=socket.AF_INET):
+        destination = route.get_attr("RTA_DST")
+        if destination and route["dst_len"] > 1:  # two routes with one bit each are a default route too
+            networks.append(IPv4Network((destination, route["dst_len"]), strict=False))
+    return networks
+
+
+def free_subnet(wanted: IPv4Interface, used: Iterable[IPv4Network]) -> IPv4Interface:
+    """Return ``wanted``, or if it overlaps a network in use the same host number in a free private one.
+
+    Raises UserError if no private network of that size is free.
+    """
+    used = list(used)
+
+    def is_free(network: IPv4Network) -> bool:
+        return not any(network.overlaps(other) for other in used)
+
+    if is_free(wanted.network):
+        return wanted
+    host_number = int(wanted.ip) - int(wanted.network.network_address)
+    length = wanted.network.prefixlen
+    for private in PRIVATE_NETWORKS:
+        if length >= private.prefixlen:
+            for network in private.subnets(new_prefix=length):
+                if is_free(network):
+                    return IPv4Interface((network.network_address + host_number, length))
+    raise UserError(f"no private network of size /{length} is free on this host; name one with --address")
+
+
+def make_tun(name: str, wanted: IPv4Interface, mtu: int, *, movable: bool) -> Tun:
+    """Make a TUN device with an address, up. It vanishes with its descriptor.
+
+    ``movable``: nobody asked for this very address, so a free one may be taken where it is in use. Raises UserError.
+    """
+    with IPRoute() as ipr:
+        used = networks_in_use(ipr)
+        address = free_subnet(wanted, used)
+        if address != wanted and not movable:
+            clash = next(network for network in used if network.overlaps(wanted.network))
+            raise UserError(
+                f"the subnet {wanted.network} is in use on this host ({clash}); name a free one with --address"
+            )
+        fd = open_tun(name)
+        try:
+            index = ipr.link_lookup(ifname=name)[0]
+            _disable_ipv6(name)
+            ipr.link("set", index=index, mtu=mtu)
+            ipr.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+            ipr.link("set", index=index, state="up")
+        except (NetlinkError, IndexError) as error:
+            os.close(fd)
+            raise UserError(f"cannot set up the interface {name}: {error}") from None
+        except BaseException:
+            os.close(fd)
+            raise
+    return Tun(io.FileIO(fd, "r+"), name, address)
+
+
+def _disable_ipv6(name: str) -> None:
+    """Keep the kernel from sending router solicitations into a tunnel that carries IPv4 only."""
+    try:
+        with open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "w") as file:
+            file.write("1")
+    except OSError:
+        pass  # no IPv6 in this kernel, or /proc/sys is read-only in a container: the packets are dropped by the pump
+
+
+def bind_udp(port: int, option: str) -> socket.socket:
+    """Return a non-blocking IPv4 UDP socket on ``port`` of all addresses. Raises UserError that names ``option``."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.bind(("0.0.0.0", port))
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(
+                f"UDP port {port} is in use by another program; stop it or choose another {option}"
+            ) from None
+        raise UserError(f"cannot use UDP port {port}: {error.strerror}; choose another {option}") from None
+    for name in (_SO_RCVBUFFORCE, _SO_SNDBUFFORCE):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, name, SOCKET_BUFFER)
+        except OSError:
+            pass  # root without CAP_NET_ADMIN: the system's default has to do
+    return sock

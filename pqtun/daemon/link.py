@@ -1,0 +1,151 @@
+"""One peer's way to a working tunnel, and its state for people."""
+
+import asyncio
+import logging
+import struct
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from typing import Final
+
+from pqtun.daemon.connector import Address, ConnectError, Connector, find_ports
+from pqtun.daemon.peers import Peer
+from pqtun.protocol import control
+from pqtun.pump.engine import Engine
+
+log = logging.getLogger(__name__)
+
+# A handshake has no answer of its own: without an authenticated packet within these seconds a fresh one is sent.
+CONFIRM_SECONDS: Final = (1.0, 2.0, 4.0)
+RETRY_SECONDS: Final = (1.0, 30.0)  # pause after a failure, doubled up to the second figure
+_ECHO_REQUEST: Final = 8  # RFC 792
+
+
+class Link:
+    """Connects to one peer whenever that is asked for, one attempt at a time."""
+
+    def __init__(
+        self, peer: Peer, engine: Engine, connector: Connector, own: IPv4Address, mtu: int, clock: Callable[[], float]
+    ) -> None:
+        self.peer = peer
+        self.tid: bytes | None = None
+        self.error: str | None = None
+        self.progress: tuple[int, int] | None = None
+        self.resolver: Address | None = None
+        self._engine = engine
+        self._connector = connector
+        self._own = own
+        self._mtu = mtu
+        self._clock = clock
+        self._alive = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._pause = RETRY_SECONDS[0]
+        self._not_before = 0.0
+
+    @property
+    def state(self) -> str:
+        """One word: up, connecting, failed or idle."""
+        if self.tid is not None and self._alive.is_set():
+            return "up"
+        if self._task is not None:
+            return "connecting"
+        return "failed" if self.error else "idle"
+
+    def want(self) -> None:
+        """Begin to connect unless there is a tunnel or an attempt. Held packets fail at once right after a failure."""
+        if self.tid is not None or self._task is not None:
+            return
+        if self._clock() < self._not_before:
+            self._engine.drop_held(self.peer.inner, unreachable=True)
+            return
+        self._engine.hold(self.peer.inner)
+        self._task = asyncio.ensure_future(self._connect())
+        self._task.add_done_callback(self._ended)
+
+    def alive(self, tid: bytes) -> None:
+        """A packet of this tunnel has authenticated."""
+        if tid == self.tid:
+            self._alive.set()
+
+    def dead(self, tid: bytes) -> None:
+        """The engine has removed this tunnel."""
+        if tid == self.tid:
+            self.tid = None
+            self._alive.clear()
+
+    async def close(self) -> None:
+        """Stop an attempt under way."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        self.progress = None
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            self.error = None
+            self._pause = RETRY_SECONDS[0]
+            return
+        self.error = str(error) if isinstance(error, ConnectError) else f"internal error ({type(error).__name__})"
+        if not isinstance(error, ConnectError):
+            log.error("connecting to %s failed", self.peer.name, exc_info=error)
+        self._not_before = self._clock() + self._pause
+        self._pause = min(2 * self._pause, RETRY_SECONDS[1])
+        self._engine.drop_held(self.peer.inner, unreachable=True)
+        log.warning("no tunnel to %s: %s", self.peer.name, self.error)
+
+    async def _connect(self) -> None:
+        failure: ConnectError | None = None
+        for address in self.peer.addresses:
+            try:
+                await self._connect_to(address)
+            except ConnectError as error:
+                failure = error
+                continue
+            log.info("tunnel to %s (%s) is up", self.peer.name, address)
+            return
+        raise failure or ConnectError("no_address", "its DNS answer had no IPv4 address")
+
+    async def _connect_to(self, address: IPv4Address) -> None:
+        ports = await find_ports(self.peer, address, self.resolver)
+        for seconds in CONFIRM_SECONDS:
+            datagram, session = await self._connector.session(self.peer, ports, self._note_progress)
+            self._drop_tunnel()
+            self._alive.clear()
+            self._engine.send_datagram(datagram, ports.tunnel)
+            self.tid = session.tid
+            hello = control.encode([control.Hello(control.PROTOCOL_VERSION, 0, self._mtu)], self._own)
+            self._engine.add_tunnel(session, self.peer.inner, ports.tunnel, first=hello)
+            # A PQConnect peer does not know the hello; its kernel answers an echo.
+            self._engine.send_inner(session.tid, echo_request(self._own))
+            try:
+                await asyncio.wait_for(self._alive.wait(), seconds)
+            except TimeoutError:
+                continue
+            return
+        self._drop_tunnel()
+        raise ConnectError("handshake", f"no answer to the handshake from {address} port {ports.tunnel[1]}")
+
+    def _drop_tunnel(self) -> None:
+        if self.tid is not None:
+            self._engine.remove_tunnel(self.tid)
+            self.tid = None
+
+    def _note_progress(self, verified: int, total: int) -> None:
+        self.progress = (verified, total)
+
+
+def echo_request(source: IPv4Address) -> bytes:
+    """Return an ICMP echo request (28 bytes, RFC 792) from ``source`` to 0.0.0.0, which the peer sets to its own."""
+    icmp = struct.pack(">BBHHH", _ECHO_REQUEST, 0, 0, 0, 0)
+    icmp = struct.pack(">BBHHH", _ECHO_REQUEST, 0, _checksum(icmp), 0, 0)
+    fields = [0x45, 0, 20 + len(icmp), 0, 0, 64, 1, 0, source.packed, bytes(4)]
+    fields[7] = _checksum(struct.pack(">BBHHHBBH4s4s", *fields))
+    return struct.pack(">BBHHHBBH4s4s", *fields) + icmp
+
+
+def _checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071) of a header whose checksum field is 0."""
+    return 0xFFFF - int.from_bytes(data, "big") % 0xFFFF

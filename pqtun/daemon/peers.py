@@ -1,0 +1,214 @@
+"""The client's peers and their private addresses, kept across tunnels and restarts (SQLite)."""
+
+import json
+import logging
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+from typing import Final
+
+from pqtun.protocol.errors import UserError
+from pqtun.protocol.names import Announcement
+
+log = logging.getLogger(__name__)
+
+MAX_ADDRESSES: Final = 8  # real addresses kept for a peer; more in one answer are left out
+SAVE_INTERVAL: Final = 60.0  # seconds between writes of "last used" for one peer
+# A private address is given to somebody else only when no program can still remember it.
+FORGET_AFTER: Final = 24 * 3600.0
+_FIRST_HOST: Final = 2  # .0 is the network, .1 usually ourselves
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS peer (
+    number INTEGER PRIMARY KEY,
+    keyhash BLOB NOT NULL,
+    name TEXT NOT NULL,
+    addresses TEXT NOT NULL,
+    port INTEGER,
+    key_port INTEGER,
+    last_used REAL NOT NULL
+) STRICT
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A server that this host has met in DNS. ``number`` is its host number in the client's subnet."""
+
+    number: int
+    inner: IPv4Address
+    keyhash: bytes
+    name: str
+    addresses: tuple[IPv4Address, ...]
+    port: int | None
+    key_port: int | None
+    last_used: float
+
+    @property
+    def announcement(self) -> Announcement:
+        """What the peer's pq1 name says."""
+        return Announcement(self.keyhash, self.port, self.key_port)
+
+
+class PeerBook:
+    """All known peers, by private address and by key hash."""
+
+    def __init__(self, path: Path, own: IPv4Interface, wall_clock: Callable[[], float]) -> None:
+        """Open or make the database. A damaged one is put aside and a new one begun. Raises UserError."""
+        self._own = own
+        self._now = wall_clock
+        self._next_number = _FIRST_HOST  # none below it is free
+        self._peers: dict[IPv4Address, Peer] = {}
+        self._by_hash: dict[bytes, set[IPv4Address]] = {}
+        try:
+            self._db = self._open(path)
+        except sqlite3.OperationalError as error:
+            raise UserError(f"cannot use {path}: {error}; name a writable directory with --state") from None
+        except sqlite3.DatabaseError as error:
+            aside = path.with_suffix(".damaged")
+            path.replace(aside)
+            log.warning("%s is damaged (%s): moved to %s, private addresses begin anew", path, error, aside)
+            self._db = self._open(path)
+
+    def _open(self, path: Path) -> sqlite3.Connection:
+        db = sqlite3.connect(path, isolation_level=None)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")  # a power cut may lose the last peers, never the file
+            db.execute(_SCHEMA)
+            for row in db.execute("SELECT number, keyhash, name, addresses, port, key_port, last_used FROM peer"):
+                self._load(*row)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _load(
+        self,
+        number: int,
+        keyhash: bytes,
+        name: str,
+        addresses: str,
+        port: int | None,
+        key_port: int | None,
+        used: float,
+    ) -> None:
+        inner = self._inner(number)
+        if inner is None:
+            return  # the subnet was made smaller
+        try:
+            real = tuple(IPv4Address(text) for text in json.loads(addresses))
+        except ValueError as error:
+            raise sqlite3.DatabaseError(f"peer {number}: {error}") from None
+        self._remember(Peer(number, inner, keyhash, name, real, port, key_port, used))
+
+    def _inner(self, number: int) -> IPv4Address | None:
+        network = self._own.network
+        if not 0 < number < network.num_addresses - 1:
+            return None
+        inner = network.network_address + number
+        return None if inner == self._own.ip else inner
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(list(self._peers.values()))
+
+    def by_inner(self, inner: IPv4Address) -> Peer | None:
+        """Return the peer that this private address stands for."""
+        return self._peers.get(inner)
+
+    def is_inner(self, address: IPv4Address) -> bool:
+        """Whether an address is one that this host hands out for peers."""
+        return address in self._own.network
+
+    def met(
+        self,
+        announcement: Announcement,
+        name: str,
+        addresses: Iterable[IPv4Address],
+        in_use: Callable[[IPv4Address], bool],
+    ) -> Peer | None:
+        """Return the peer that an answer announces, a new one if it is not known yet.
+
+        Known is a peer with this key and one of these real addresses; else one with this key and name, which has
+        moved. Two servers that share a key are two peers. None when every private address is taken: ``in_use`` says
+        whether something needs one now.
+        """
+        real = tuple(dict.fromkeys(addresses))[:MAX_ADDRESSES]
+        name = name.lower().rstrip(".")
+        known = [self._peers[inner] for inner in self._by_hash.get(announcement.keyhash, ())]
+        found = next((peer for peer in known if set(peer.addresses) & set(real)), None)
+        if found is None:
+            found = next((peer for peer in known if peer.name == name), None)
+        now = self._now()
+        if found is None:
+            number = self._free_number(now, in_use)
+            inner = None if number is None else self._inner(number)
+            if number is None or inner is None:
+                return None
+            peer = Peer(number, inner, announcement.keyhash, name, real, announcement.port, announcement.key_port, now)
+        else:
+            peer = replace(
+                found, name=name, addresses=real, port=announcement.port, key_port=announcement.key_port, last_used=now
+            )
+            if replace(peer, last_used=found.last_used) == found and 0 <= now - found.last_used < SAVE_INTERVAL:
+                return found
+        self._save(peer)
+        self._remember(peer)
+        return peer
+
+    def used(self, inner: IPv4Address) -> None:
+        """Note that packets flow to or from a peer, so that it keeps its address."""
+        peer, now = self._peers.get(inner), self._now()
+        if peer is not None and not 0 <= now - peer.last_used < SAVE_INTERVAL:
+            peer = replace(peer, last_used=now)
+            self._save(peer)
+            self._remember(peer)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
+
+    def _remember(self, peer: Peer) -> None:
+        self._peers[peer.inner] = peer
+        self._by_hash.setdefault(peer.keyhash, set()).add(peer.inner)
+
+    def _save(self, peer: Peer) -> None:
+        values = (
+            peer.number,
+            peer.keyhash,
+            peer.name,
+            json.dumps([str(address) for address in peer.addresses]),
+            peer.port,
+            peer.key_port,
+            peer.last_used,
+        )
+        try:
+            self._db.execute("INSERT OR REPLACE INTO peer VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        except sqlite3.Error as error:  # a full disk must not stop the lookups
+            log.warning("cannot note a peer in the state directory: %s", error)
+
+    def _free_number(self, now: float, in_use: Callable[[IPv4Address], bool]) -> int | None:
+        for number in range(self._next_number, self._own.network.num_addresses - 1):
+            inner = self._inner(number)
+            if inner is not None and inner not in self._peers:
+                self._next_number = number + 1
+                return number
+        self._next_number = self._own.network.num_addresses
+        for peer in sorted(self._peers.values(), key=lambda peer: peer.last_used):
+            if peer.last_used > now - FORGET_AFTER:
+                return None
+            if not in_use(peer.inner):
+                self._forget(peer)
+                return peer.number
+        return None
+
+    def _forget(self, peer: Peer) -> None:
+        del self._peers[peer.inner]
+        self._by_hash[peer.keyhash].discard(peer.inner)
+        if not self._by_hash[peer.keyhash]:
+            del self._by_hash[peer.keyhash]

@@ -1,0 +1,65 @@
+"""Gives up root for good in the worker process (capabilities(7), prctl(2))."""
+
+import ctypes
+import os
+import pwd
+import resource
+import signal
+
+from pqtun.protocol.errors import UserError
+
+# linux/prctl.h
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_LAST_CAPABILITY = 63
+
+
+def require_root(command: str) -> None:
+    """Raise UserError unless this process is root's."""
+    if os.geteuid() != 0:
+        raise UserError(f"{command} must be started as root: it makes a network interface, then gives root up")
+
+
+def find_user(name: str) -> pwd.struct_passwd:
+    """Return the worker's user. Raises UserError if it does not exist or is root."""
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        raise UserError(
+            f"user {name} does not exist; make it (useradd --system --shell /usr/sbin/nologin {name}) "
+            "or name another with --user"
+        ) from None
+    if entry.pw_uid == 0:
+        raise UserError(f"user {name} is root; name an unprivileged user with --user")
+    return entry
+
+
+def _prctl(option: int, argument: int, *, may_fail: bool = False) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, argument, 0, 0, 0) != 0 and not may_fail:
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl {option}: {os.strerror(code)}")
+
+
+def drop(user: pwd.struct_passwd) -> None:
+    """Become ``user`` with no groups but its own, no capabilities and no way to new ones, and no core dumps."""
+    for capability in range(_LAST_CAPABILITY + 1):
+        _prctl(_PR_CAPBSET_DROP, capability, may_fail=True)  # a number past the kernel's last capability
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    os.setgroups([])
+    os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)  # clears the permitted and effective sets
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when ``parent`` ends, however it ends. Call after ``drop``, which resets it."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # it ended before the call

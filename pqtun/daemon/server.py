@@ -1,0 +1,218 @@
+"""The server service: answers handshakes, gives each client a private address, and serves its public key."""
+
+import asyncio
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from typing import Any, Final
+
+from pqtun.daemon import clock, host, privilege, report
+from pqtun.daemon.control import ControlSocket
+from pqtun.daemon.ending import stopped_or_failed
+from pqtun.daemon.engines import check_engine, make_engine
+from pqtun.daemon.rundir import RunDirectory
+from pqtun.daemon.settings import ServerSettings
+from pqtun.daemon.supervisor import supervise
+from pqtun.daemon.tenants import Tenants
+from pqtun.keys.directory import LongTermKey, open_key_files
+from pqtun.keys.ring import EphemeralRing
+from pqtun.keyserver.server import KeyServer, KeyServerSocket
+from pqtun.protocol import control, handshake
+from pqtun.protocol.base32 import encode
+from pqtun.protocol.constants import HANDSHAKE
+from pqtun.protocol.errors import MessageError, UserError
+from pqtun.protocol.keytree import KeyTree
+from pqtun.protocol.replay import ReplayMemory
+from pqtun.pump.engine import Control, Datagram, Dead, Engine, Event, Failed
+
+log = logging.getLogger(__name__)
+
+EXPIRE_SECONDS: Final = 1.0  # how late an ephemeral key may be erased
+
+
+class ServerService:
+    """What the server's worker does: handshakes in, tunnels out."""
+
+    def __init__(self, settings: ServerSettings, tun: host.Tun, engine: Engine, key: LongTermKey) -> None:
+        self._settings = settings
+        self._tun = tun
+        self._engine = engine
+        self._key = key
+        self._started = clock.boottime()
+        self._ring = EphemeralRing(clock.wall, clock.boottime)
+        self._replays = ReplayMemory()
+        self._tenants = Tenants(tun.address)
+        self._counters: Counter[str] = Counter()
+        self.key_server = KeyServer(KeyTree(key.public), self._ring)
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def start(self) -> None:
+        """Begin to move packets."""
+        self._engine.start(self.handle)
+
+    def close(self) -> None:
+        """Erase all keys and stop."""
+        self._engine.close()
+        self._ring.erase()
+
+    async def expire_keys(self) -> None:
+        """Erase ephemeral keys when their time is over, until cancelled."""
+        while True:
+            await asyncio.sleep(EXPIRE_SECONDS)
+            self._ring.expire()
+
+    def handle(self, event: Event) -> None:
+        """Take an event of the engine."""
+        match event:
+            case Datagram(data, source):
+                try:
+                    self._datagram(data, source)
+                except MessageError as error:
+                    self._counters[error.reason] += 1
+            case Dead(tid):
+                self._tenants.release(tid)
+            case Control(tid, packet):
+                try:
+                    self._control(tid, packet)
+                except MessageError as error:
+                    self._counters[error.reason] += 1
+            case Failed(reason):
+                if not self.failed.done():
+                    self.failed.set_exception(RuntimeError(reason))
+            case _:
+                self._counters[type(event).__name__.lower()] += 1
+
+    def status(self) -> dict[str, Any]:
+        """Return the status document."""
+        now = clock.boottime()
+        stats = self._engine.stats()
+        settings = self._settings
+        head = report.service(
+            "server",
+            started=self._started,
+            now=now,
+            engine=check_engine(settings.engine),
+            interface=self._tun.name,
+            address=self._tun.address,
+            port=settings.port,
+            mtu=settings.mtu,
+        )
+        head["key_port"] = settings.key_port
+        head["keyhash"] = encode(self._key.keyhash)
+        peers = [
+            {
+                "name": tunnel.tid.hex()[:16],
+                "private_address": str(tunnel.inner),
+                "state": "up",
+                **report.tunnel(tunnel, now),
+            }
+            for tunnel in stats.tunnels
+        ]
+        return {
+            **head,
+            "peers": peers,
+            **report.engine(stats),
+            "handshakes": dict(self._counters),
+            "key_server": dict(self.key_server.counters),
+        }
+
+    def _datagram(self, data: bytes, source: tuple[str, int]) -> None:
+        if not data.startswith(HANDSHAKE):
+            raise MessageError("unknown_datagram")
+        now = clock.boottime()
+        c0 = handshake.parse(data).c0
+        self._replays.check(c0, now)
+        session = handshake.respond(data, self._key.secret, self._ring.acceptable())
+        self._replays.remember(c0, now)
+        inner = self._tenants.take(session.tid)
+        if inner is None:
+            self._evict()
+            inner = self._tenants.take(session.tid)
+        if inner is None:
+            raise MessageError("no_free_address")
+        self._counters["accepted"] += 1
+        self._engine.add_tunnel(session, inner, source)
+
+    def _evict(self) -> None:
+        """Make room: the tunnel that was silent for longest goes."""
+        tunnels = self._engine.stats().tunnels
+        if tunnels:
+            silent = min(tunnels, key=lambda tunnel: tunnel.last_received or tunnel.created)
+            self._engine.remove_tunnel(silent.tid)
+            self._tenants.release(silent.tid)
+            self._counters["evicted"] += 1
+
+    def _control(self, tid: bytes, packet: bytes) -> None:
+        answers: list[control.Item] = []
+        for item in control.parse(packet):
+            match item:
+                case control.Hello():
+                    answers.append(control.Hello(control.PROTOCOL_VERSION, 0, self._settings.mtu))
+                case control.Ping(data):
+                    answers.append(control.Pong(data))
+                case control.Bye():
+                    self._engine.remove_tunnel(tid)
+                    self._tenants.release(tid)
+                    return
+                case _:
+                    pass
+        if answers:
+            self._engine.send_inner(tid, control.encode(answers, self._tun.address.ip))
+
+
+def run_server(settings: ServerSettings, chosen: frozenset[str]) -> int:
+    """Run the server until it is told to stop; return the exit code. Raises UserError if it cannot start.
+
+    ``chosen``: the options that somebody set; only a subnet that nobody chose may be replaced.
+    """
+    privilege.require_root("pqtun server")
+    check_engine(settings.engine)
+    user = privilege.find_user(settings.user)
+    if settings.port == settings.key_port:
+        raise UserError(f"--port and --key-port are both {settings.port}; choose two different ports")
+    with ExitStack() as stack:
+        run = stack.enter_context(closing(RunDirectory(settings.run, "server")))
+        key_files = stack.enter_context(closing(open_key_files(settings.keys)))
+        udp = stack.enter_context(host.bind_udp(settings.port, "--port"))
+        key_udp = stack.enter_context(host.bind_udp(settings.key_port, "--key-port"))
+        tun = host.make_tun(settings.interface, settings.address, settings.mtu, movable="address" not in chosen)
+        stack.enter_context(tun.file)
+        control_sock = stack.enter_context(run.listen(user.pw_gid))
+        if tun.address != settings.address:
+            log.warning("%s is in use on this host: using %s", settings.address.network, tun.address.network)
+
+        async def body(ready: Callable[[], None], stop: asyncio.Event) -> None:
+            key = key_files.load()
+            key_files.close()
+            engine = make_engine(tun, udp, clock.boottime, settings.deliver_to)
+            service = ServerService(settings, tun, engine, key)
+            await _serve(service, key_udp, control_sock, ready, stop)
+
+        handed = [udp.close, key_udp.close, key_files.close, control_sock.close, tun.file.close]
+        return supervise("server", user, body, handed)
+
+
+async def _serve(
+    service: ServerService,
+    key_udp: socket.socket,
+    control_sock: socket.socket,
+    ready: Callable[[], None],
+    stop: asyncio.Event,
+) -> None:
+    keys = KeyServerSocket(service.key_server, [key_udp])
+    handlers: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {"status": lambda _: service.status()}
+    control_socket = ControlSocket(control_sock, handlers)
+    expiry = asyncio.ensure_future(service.expire_keys())
+    try:
+        service.start()
+        keys.start()
+        await control_socket.start()
+        ready()
+        await stopped_or_failed(stop, service.failed)
+    finally:
+        expiry.cancel()
+        await control_socket.close()
+        keys.close()
+        service.close()

@@ -1,0 +1,236 @@
+"""What can be configured: one table of options serves the configuration file, the command line and the defaults."""
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from pqtun.protocol.constants import CLIENT_ADDRESS, CLIENT_PORT, KEY_SERVER_PORT, SERVER_ADDRESS, SERVER_PORT
+from pqtun.protocol.errors import UserError
+
+CONFIG_FILE: Final = Path("/etc/pqtun/pqtun.toml")
+KEYS_DIRECTORY: Final = Path("/etc/pqtun/keys")
+RUN_DIRECTORY: Final = Path("/run/pqtun")
+STATE_DIRECTORY: Final = Path("/var/lib/pqtun")
+USER: Final = "pqtun"
+
+# 1500 (Ethernet) less IPv6 40, UDP 8 and our own 56: fits both outer IP versions without fragments.
+MTU: Final = 1396
+MIN_MTU: Final = 576  # RFC 791: what every IPv4 host must take
+MAX_MTU: Final = 4040  # PQConnect reads datagrams of up to 4096 bytes, 56 of them overhead
+
+_CLIENT_INTERFACE: Final = IPv4Interface(CLIENT_ADDRESS)
+_SERVER_INTERFACE: Final = IPv4Interface(SERVER_ADDRESS)
+
+ENGINES: Final = ("auto", "native", "python")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommonSettings:
+    """Options of both services."""
+
+    engine: str = "auto"
+    user: str = USER
+    mtu: int = MTU
+    run: Path = RUN_DIRECTORY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSettings(CommonSettings):
+    """Options of ``pqtun client``."""
+
+    port: int = CLIENT_PORT
+    address: IPv4Interface = _CLIENT_INTERFACE
+    interface: str = "pqtcli0"
+    state: Path = STATE_DIRECTORY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings(CommonSettings):
+    """Options of ``pqtun server``."""
+
+    keys: Path = KEYS_DIRECTORY
+    port: int = SERVER_PORT
+    key_port: int = KEY_SERVER_PORT
+    address: IPv4Interface = _SERVER_INTERFACE
+    interface: str = "pqtsrv0"
+    deliver_to: IPv4Address | None = None
+
+
+Settings = TypeVar("Settings", ClientSettings, ServerSettings)
+SECTIONS: Final[Mapping[str, type[CommonSettings]]] = {"client": ClientSettings, "server": ServerSettings}
+
+
+def port(value: object) -> int:
+    """A UDP port. Raises ValueError."""
+    number = _integer(value)
+    if not 1 <= number <= 0xFFFF:
+        raise ValueError("a port is a number from 1 to 65535")
+    return number
+
+
+def subnet(value: object) -> IPv4Interface:
+    """An own address with its prefix length, such as 10.42.0.1/16. Raises ValueError."""
+    text = str(value)
+    try:
+        interface = IPv4Interface(text)
+    except ValueError:
+        raise ValueError("write an IPv4 address with a prefix length, such as 10.43.0.1/16") from None
+    network = interface.network
+    if "/" not in text or not 8 <= network.prefixlen <= 29:
+        raise ValueError("the prefix length is a number from 8 to 29, such as in 10.43.0.1/16")
+    if interface.ip in (network.network_address, network.broadcast_address):
+        raise ValueError(f"{interface.ip} is the network's first or last address; take one between")
+    return interface
+
+
+def address(value: object) -> IPv4Address:
+    """An IPv4 address. Raises ValueError."""
+    try:
+        return IPv4Address(str(value))
+    except ValueError:
+        raise ValueError("write an IPv4 address, such as 192.0.2.7") from None
+
+
+def mtu(value: object) -> int:
+    """Bytes of the largest inner packet. Raises ValueError."""
+    number = _integer(value)
+    if not MIN_MTU <= number <= MAX_MTU:
+        raise ValueError(f"the MTU is a number from {MIN_MTU} to {MAX_MTU}")
+    return number
+
+
+def engine(value: object) -> str:
+    """An engine's name. Raises ValueError."""
+    if value not in ENGINES:
+        raise ValueError(f"choose one of {', '.join(ENGINES)}")
+    return str(value)
+
+
+def interface(value: object) -> str:
+    """A network interface name (dev_valid_name in the kernel: 1 to 15 bytes). Raises ValueError."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", value) or value in (".", ".."):
+        raise ValueError("an interface name has 1 to 15 letters, digits, '_', '.' and '-'")
+    return value
+
+
+def user(value: object) -> str:
+    """A user name; whether it exists is checked at start. Raises ValueError."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?", value):
+        raise ValueError("write the name of a system user, such as pqtun")
+    return value
+
+
+def path(value: object) -> Path:
+    """A file or directory. Raises ValueError."""
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+        raise ValueError("write the path of a directory")
+    return Path(value).absolute()
+
+
+def _integer(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("write a whole number")
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError("write a whole number") from None
+
+
+PARSERS: Final[Mapping[str, Callable[[object], Any]]] = {
+    "address": subnet,
+    "deliver_to": address,
+    "engine": engine,
+    "interface": interface,
+    "key_port": port,
+    "keys": path,
+    "mtu": mtu,
+    "port": port,
+    "run": path,
+    "state": path,
+    "user": user,
+}
+
+
+def option_names(section: type[CommonSettings]) -> list[str]:
+    """The options of a section, as they are named in the file; a flag has '-' for '_'."""
+    return [field.name for field in fields(section)]
+
+
+def load(section: str, config: Path | None, flags: Mapping[str, object]) -> tuple[CommonSettings, frozenset[str]]:
+    """Return a service's settings and the names of the options that somebody set.
+
+    Defaults, overridden by the file, overridden by ``flags`` (None: flag not given). ``config`` None means the default
+    file, which may be missing. Raises UserError that names the file and line, or the flag.
+    """
+    kind = SECTIONS[section]
+    values: dict[str, object] = dict(_read_file(section, config))
+    for name, value in flags.items():
+        if value is not None:
+            values[name] = _parsed(name, value, f"--{name.replace('_', '-')}")
+    return kind(**values), frozenset(values)  # type: ignore[arg-type]
+
+
+def _parsed(name: str, value: object, where: str) -> object:
+    try:
+        return PARSERS[name](value)
+    except ValueError as error:
+        raise UserError(f"{where} {value}: {error}") from None
+
+
+def _read_file(section: str, config: Path | None) -> dict[str, object]:
+    file = config or CONFIG_FILE
+    try:
+        text = file.read_text()
+    except FileNotFoundError:
+        if config is None:
+            return {}
+        raise UserError(f"{file}: no such file; name an existing one with --config or leave the option out") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{file}: {_lowered(str(error))}") from None
+    values: dict[str, object] = {}
+    for name, table in document.items():
+        if name not in SECTIONS:
+            sections = " and ".join(f"[{known}]" for known in SECTIONS)
+            raise UserError(f"{file}, line {_line(text, None, name)}: unknown name {name!r}; there are {sections}")
+        if not isinstance(table, dict):
+            raise UserError(f"{file}, line {_line(text, None, name)}: {name} is a section; write [{name}]")
+        known = option_names(SECTIONS[name])
+        for option, value in table.items():
+            where = f"{file}, line {_line(text, name, option)}"
+            if option not in known:
+                raise UserError(f"{where}: unknown option {option!r} in [{name}]; there are {', '.join(known)}")
+            parsed = _parsed(option, value, f"{where}: {option} =")
+            if name == section:
+                values[option] = parsed
+    return values
+
+
+def _lowered(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]
+
+
+def _line(text: str, section: str | None, name: str) -> int:
+    """The line on which an option (or, without ``section``, a section or top-level name) stands; tomllib keeps none."""
+    current: str | None = None
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[+\s*[\"']?([^\]\"']+?)[\"']?\s*\]", line)
+        if header:
+            current = header[1]
+            if section is None and (current == name or current.startswith(f"{name}.")):
+                return number
+            if section is not None and current == f"{section}.{name}":
+                return number
+        key = re.match(r"\s*[\"']?([^\s\"'=.]+)[\"']?\s*[.=]", line)
+        if key and key[1] == name and current == section:
+            return number
+        if key and section is not None and current is None and re.match(rf"\s*{section}\s*[.=]", line):
+            return number  # an inline table or a dotted key
+    return 1

@@ -1,0 +1,157 @@
+import json
+import re
+
+import pytest
+
+from pqtun import __version__
+from pqtun.cli import announce, status
+from pqtun.cli.main import main
+from pqtun.protocol.names import parse_name
+from tests.protocol.vectors import VECTORS, load
+
+KEYS = VECTORS / "server-keys"
+HASH = load("keytree.json")["keyhash_base32"]
+LABEL = f"pq1{HASH}55g15fg1"
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*arguments):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            code = stopped.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def public_keys(tmp_path):
+    """`announce` needs the public files only."""
+    for name in ("mceliece_pk", "x25519_pk"):
+        (tmp_path / name).write_bytes((KEYS / name).read_bytes())
+    return tmp_path
+
+
+def test_version(run):
+    assert run("--version") == (0, f"pqtun {__version__}\n", "")
+
+
+def test_keygen_and_again(run, tmp_path):
+    keys = tmp_path / "keys"
+    code, out, _ = run("keygen", "--keys", keys)
+    assert code == 0
+    first = re.search(r"key hash: ([0-9a-z]{52})\n", out)[1]
+    assert f"pqtun server --keys {keys}" in out
+    code, out, err = run("keygen", "--keys", keys)
+    assert code == 1
+    assert out == ""
+    assert err.startswith("pqtun keygen: ")
+    assert "--force" in err
+    assert err.count("\n") == 1
+    assert run("announce", "a.example.net", "--address", "192.0.2.1", "--keys", keys)[1].count(first) == 2
+    code, out, _ = run("keygen", "--keys", keys, "--force")
+    assert code == 0
+    assert first not in out
+
+
+def test_announce_zone(run, public_keys):
+    code, out, _ = run(
+        "announce",
+        "www.example.net",
+        "Mail.Example.NET.",
+        "--keys",
+        public_keys,
+        "--address",
+        "192.0.2.1",
+        "2001:db8::1",
+    )
+    assert code == 0
+    assert out.splitlines() == [
+        f"www.example.net. 3600 IN CNAME {LABEL}.example.net.",
+        f"{LABEL}.example.net. 3600 IN A 192.0.2.1",
+        f"{LABEL}.example.net. 3600 IN AAAA 2001:db8::1",
+        f"mail.example.net. 3600 IN CNAME {LABEL}.example.net.",
+    ]
+
+
+def test_announce_tinydns(run, public_keys):
+    arguments = ("announce", "www.example.net", "--keys", public_keys, "--address", "192.0.2.1", "2001:db8::1")
+    code, out, _ = run(*arguments, "--format", "tinydns")
+    assert code == 0
+    assert out.splitlines() == [
+        f"Cwww.example.net:{LABEL}.example.net.:3600",
+        f"+{LABEL}.example.net:192.0.2.1:3600",
+        f":{LABEL}.example.net:28:\\040\\001\\015\\270" + "\\000" * 11 + "\\001:3600",
+    ]
+
+
+def test_announce_json_with_ports(run, public_keys):
+    code, out, _ = run(
+        "announce", "www.example.net", "--keys", public_keys, "--address", "192.0.2.1", "--address", "192.0.2.2",
+        "--port", "443", "--key-port", "853", "--format", "json",
+    )  # fmt: skip
+    assert code == 0
+    records = json.loads(out)["records"]
+    assert [record["type"] for record in records] == ["CNAME", "A", "A"]
+    announced = parse_name(records[0]["value"])
+    assert (announced.keyhash.hex(), announced.port, announced.key_port) == (load("keytree.json")["keyhash"], 443, 853)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["announce", "www", "--address", "192.0.2.1"], 1, "'www' is no host name with a domain"),
+        (["announce", "a b.example", "--address", "192.0.2.1"], 1, "is no host name"),
+        (["announce", "a-.example", "--address", "192.0.2.1"], 1, "is no host name"),
+        (["announce", "www.example.net", "--address", "2001:db8::1"], 1, "at least one IPv4 address"),
+        (["announce", f"www.{'.'.join(['x' * 63] * 3)}", "--address", "192.0.2.1"], 1, "too long"),
+        (["announce", "www.example.net", "--address", "192.0.2.300"], 2, "'192.0.2.300' is no IP address"),
+        (["announce", "www.example.net", "--address", "192.0.2.1", "--port", "0"], 2, "a port is a number"),
+        (["announce", "www.example.net"], 2, "--address"),
+        (["status", "other"], 2, "invalid choice"),
+        (["unknown"], 2, "invalid choice"),
+        ([], 2, "required"),
+        (["client", "--mtu", "1"], 1, "--mtu 1: the MTU is a number"),
+        (["server", "--address", "10.0.0.1"], 1, "--address 10.0.0.1: the prefix length"),
+        (["server", "--config", "/nonexistent.toml"], 1, "/nonexistent.toml: no such file"),
+    ],
+)
+def test_bad_arguments_get_a_clear_message(run, public_keys, arguments, code, message):
+    if arguments and arguments[0] == "announce":
+        arguments = [*arguments, "--keys", public_keys]
+    found, out, err = run(*arguments)
+    assert (found, out) == (code, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_announce_without_keys(run, tmp_path):
+    code, out, err = run("announce", "www.example.net", "--address", "192.0.2.1", "--keys", tmp_path / "none")
+    assert (code, out) == (1, "")
+    assert err.startswith("pqtun announce: ")
+    assert "none" in err
+
+
+@pytest.mark.parametrize("role", [[], ["client"], ["server"]])
+def test_status_of_nothing(run, tmp_path, role):
+    code, out, err = run("status", *role, "--run", tmp_path)
+    assert (code, out) == (1, "")
+    assert "runs with" in err
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (61, "1 min 1 s"), (3600, "1 h 0 s"), (90061, "1 d 1 h")])
+def test_durations(seconds, text):
+    assert status._duration(seconds) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.50 KiB"), (2**50, "1024.00 TiB")])
+def test_sizes(number, text):
+    assert status._size(number) == text
+
+
+def test_tinydns_octal_of_an_address():
+    record = {"name": "a.example", "type": "AAAA", "ttl": 1, "value": "::1"}
+    assert announce._tinydns([record]) == ":a.example:28:" + "\\000" * 15 + "\\001:1"

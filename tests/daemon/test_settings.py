@@ -1,0 +1,119 @@
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pqtun.daemon import settings
+from pqtun.protocol.errors import UserError
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text):
+        file = tmp_path / "pqtun.toml"
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def test_defaults():
+    client, chosen = settings.load("client", None, {})
+    assert client == settings.ClientSettings()
+    assert (client.port, str(client.address), client.interface) == (42423, "10.43.0.1/16", "pqtcli0")
+    server, _ = settings.load("server", None, {})
+    assert (server.port, server.key_port, str(server.address), server.interface) == (
+        42424,
+        42425,
+        "10.42.0.1/16",
+        "pqtsrv0",
+    )
+    assert chosen == frozenset()
+
+
+def test_file_and_flags(config):
+    file = config('[client]\nport = 1000\nmtu = 1200\n[server]\nport = 2000\ndeliver_to = "192.0.2.9"\n')
+    client, chosen = settings.load("client", file, {"port": "1001", "state": None})
+    assert (client.port, client.mtu) == (1001, 1200)
+    assert chosen == {"port", "mtu"}
+    server, _ = settings.load("server", file, {"address": "10.9.0.1/24"})
+    assert server.deliver_to == IPv4Address("192.0.2.9")
+    assert server.address == IPv4Interface("10.9.0.1/24")
+
+
+def test_relative_paths_become_absolute():
+    loaded, _ = settings.load("client", None, {"run": "here"})
+    assert loaded.run == Path.cwd() / "here"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[client]\nport = 1\nprot = 2\n", "line 3: unknown option 'prot' in [client]"),
+        ("[client]\n\n# prot = 1\n'prot' = 2\n", "line 4: unknown option 'prot' in [client]"),
+        ("[server]\nprot = 1\n[client]\nport = 1\n", "line 2: unknown option 'prot' in [server]"),
+        ("port = 1\n", "line 1: unknown name 'port'"),
+        ("[client]\nport = 1\n[clients]\nport = 1\n", "line 3: unknown name 'clients'"),
+        ("\nclient = 4\n", "line 2: client is a section"),
+        ("[client.dns]\nx = 1\n", "line 1: unknown option 'dns' in [client]"),
+        ("client.prot = 1\n", "line 1: unknown option 'prot' in [client]"),
+        ("\nclient = { prot = 1 }\n", "line 2: unknown option 'prot' in [client]"),
+        ("[client]\nport = 0\n", "line 2: port = 0: a port is a number from 1 to 65535"),
+        ("[client]\nport = true\n", "line 2: port = True: write a whole number"),
+        ("[client]\nport = 1.5\n", "line 2: port = 1.5: write a whole number"),
+        ('[client]\nport = "x"\n', "line 2: port = x: write a whole number"),
+        ('[client]\naddress = "10.0.0.1"\n', "line 2: address = 10.0.0.1: the prefix length"),
+        ('[client]\naddress = "10.0.0.0/16"\n', "first or last address"),
+        ('[client]\naddress = "host/16"\n', "write an IPv4 address with a prefix length"),
+        ('[client]\naddress = "10.0.0.1/31"\n', "the prefix length is a number from 8 to 29"),
+        ("[client]\nmtu = 100\n", "the MTU is a number from 576 to 4040"),
+        ('[client]\nengine = "fast"\n', "choose one of auto, native, python"),
+        ('[client]\ninterface = "a/b"\n', "an interface name has 1 to 15"),
+        ('[client]\ninterface = "0123456789abcdef"\n', "an interface name has 1 to 15"),
+        ('[client]\nuser = ""\n', "write the name of a system user"),
+        ('[client]\nstate = ""\n', "write the path of a directory"),
+        ('[server]\ndeliver_to = "::1"\n', "line 2: deliver_to = ::1: write an IPv4 address"),
+        ("[client\nport = 1\n", "line 1"),
+    ],
+)
+def test_bad_files(config, text, message):
+    with pytest.raises(UserError) as caught:
+        settings.load("client", config(text), {})
+    assert message in str(caught.value)
+    assert "pqtun.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        settings.load("client", tmp_path / "none.toml", {})
+    with pytest.raises(UserError, match="cannot be read"):
+        settings.load("client", tmp_path, {})
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not UTF-8"):
+        settings.load("client", binary, {})
+
+
+def test_bad_flags_are_named():
+    with pytest.raises(UserError, match=r"--key-port 70000: a port is a number"):
+        settings.load("server", None, {"key_port": "70000"})
+
+
+@given(st.text(max_size=200))
+def test_any_text_loads_or_is_one_clear_line(tmp_path_factory, text):
+    file = tmp_path_factory.mktemp("config") / "pqtun.toml"
+    try:
+        file.write_text(text)
+    except UnicodeEncodeError:
+        return
+    try:
+        settings.load("server", file, {})
+    except UserError as error:
+        message = str(error)
+    else:
+        return
+    assert message.startswith(str(file))
+    assert "\n" not in message.replace(str(file), "")
