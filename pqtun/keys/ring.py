@@ -72,6 +72,7 @@ class EphemeralRing:
     def _add(self, window: int, began: float) -> EphemeralPublicKey:
         sntrup_pk, sntrup_sk, x25519_pk, x25519_sk = self._generate()
         public = EphemeralPublicKey(sntrup_pk, x25519_pk)
+        # Ours to overwrite. What the libraries returned is plain bytes: freed now, reused by Python, never wiped.
         kept_sntrup, kept_x25519 = bytearray(sntrup_sk), bytearray(x25519_sk)
         secret = EphemeralSecretKey(kept_sntrup, kept_x25519)
         self._entries.append(_Entry(window, began, public, kept_sntrup, kept_x25519, secret))
