@@ -1,0 +1,174 @@
+"""The kernel's events of new UDP flows towards the DNS proxy: their netlink socket and their format.
+
+Format: linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h, netlink(7).
+"""
+
+import ctypes
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from pqtun.protocol.errors import MessageError
+
+RECEIVE_BYTES: Final = 4 << 20  # some 3,000 events that nobody has read yet
+MAX_EVENT: Final = 8192
+
+_NETLINK_NETFILTER: Final = 12
+_SOL_NETLINK: Final = 270
+_NETLINK_ADD_MEMBERSHIP: Final = 1
+_NFNLGRP_CONNTRACK_NEW: Final = 1
+_CONNTRACK_NEW: Final = 0x0100  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW
+_SO_RCVBUFFORCE: Final = 33
+_SO_ATTACH_FILTER: Final = 26
+
+_HEADERS: Final = struct.Struct("=IHHIIBBH")  # struct nlmsghdr, struct nfgenmsg
+_ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr
+_TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+_CTA_TUPLE_ORIG: Final = 1
+_CTA_TUPLE_REPLY: Final = 2
+_CTA_TUPLE_IP: Final = 1
+_CTA_TUPLE_PROTO: Final = 2
+_CTA_PROTO_NUM: Final = 1
+_CTA_PROTO_SRC_PORT: Final = 2
+_CTA_PROTO_DST_PORT: Final = 3
+# CTA_IP_V4_SRC, CTA_IP_V4_DST, bytes; CTA_IP_V6_SRC, CTA_IP_V6_DST, bytes.
+_ADDRESSES: Final = {int(socket.AF_INET): (1, 2, 4), int(socket.AF_INET6): (3, 4, 16)}
+
+# Instructions of classic BPF (linux/filter.h); the two FIND look in A for the attribute numbered X, A = 0 if missing.
+_LOAD_IMMEDIATE: Final = 0x00
+_LOAD_X_IMMEDIATE: Final = 0x01
+_STORE: Final = 0x02
+_RETURN: Final = 0x06
+_COPY_TO_X: Final = 0x07
+_JUMP_IF_EQUAL: Final = 0x15
+_LOAD_ANCILLARY: Final = 0x20
+_LOAD_HALF_AT_X: Final = 0x48
+_LOAD_BYTE_AT_X: Final = 0x50
+_LOAD_STORED: Final = 0x60
+_FIND: Final = 0xFFFFF000 + 12  # SKF_AD_OFF + SKF_AD_NLATTR
+_FIND_NESTED: Final = 0xFFFFF000 + 16  # SKF_AD_OFF + SKF_AD_NLATTR_NEST
+
+Endpoint = tuple[bytes, int]  # packed address of 4 or 16 bytes, port
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A new UDP flow that was redirected: who asked whom, and who that is in the eyes of the proxy."""
+
+    source: Endpoint
+    destination: Endpoint
+    seen_source: Endpoint
+
+
+def open_events(port: int) -> socket.socket:
+    """Open the non-blocking netlink socket with an event for each new UDP flow that is answered from ``port``.
+
+    Opening needs CAP_NET_ADMIN; reading needs nothing. Raises OSError.
+    """
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER)
+    try:
+        sock.bind((0, 0))
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BYTES)
+        program = _filter(port)
+        buffer = ctypes.create_string_buffer(program, len(program))
+        fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
+        sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_CONNTRACK_NEW)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _filter(port: int) -> bytes:
+    """The BPF program that passes events of UDP flows whose reply tuple has the source port ``port``."""
+    reject = -1
+
+    def find(where: int, attribute: int) -> list[tuple[int, int, int, int]]:
+        return [
+            (_LOAD_X_IMMEDIATE, 0, 0, attribute),
+            (_LOAD_ANCILLARY, 0, 0, where),
+            (_JUMP_IF_EQUAL, reject, 0, 0),
+        ]
+
+    program = [
+        (_LOAD_IMMEDIATE, 0, 0, _HEADERS.size),
+        *find(_FIND, _CTA_TUPLE_REPLY),
+        *find(_FIND_NESTED, _CTA_TUPLE_PROTO),
+        (_STORE, 0, 0, 0),
+        *find(_FIND_NESTED, _CTA_PROTO_NUM),
+        (_COPY_TO_X, 0, 0, 0),
+        (_LOAD_BYTE_AT_X, 0, 0, _ATTRIBUTE.size),
+        (_JUMP_IF_EQUAL, 0, reject, socket.IPPROTO_UDP),
+        (_LOAD_STORED, 0, 0, 0),
+        *find(_FIND_NESTED, _CTA_PROTO_SRC_PORT),
+        (_COPY_TO_X, 0, 0, 0),
+        (_LOAD_HALF_AT_X, 0, 0, _ATTRIBUTE.size),
+        (_JUMP_IF_EQUAL, 0, reject, port),
+        (_RETURN, 0, 0, 0xFFFFFFFF),
+        (_RETURN, 0, 0, 0),
+    ]
+    last = len(program) - 1
+    code = b""
+    for position, (operation, *jumps, value) in enumerate(program):
+        true, false = (last - position - 1 if jump == reject else jump for jump in jumps)
+        code += struct.pack("=HBBI", operation, true, false, value)
+    return code
+
+
+def parse_event(event: bytes) -> Flow:
+    """Read one netlink datagram with one event of a new UDP flow.
+
+    Raises MessageError("conntrack_event") for anything else, and "not_redirected" for a flow that was sent to the
+    proxy itself.
+    """
+    if len(event) < _HEADERS.size:
+        raise MessageError("conntrack_event")
+    length, kind, _flags, _sequence, _pid, family, _version, _resource = _HEADERS.unpack_from(event)
+    if length != len(event) or kind != _CONNTRACK_NEW or family not in _ADDRESSES:
+        raise MessageError("conntrack_event")
+    tuples = _attributes(event[_HEADERS.size :])
+    source, destination = _endpoints(tuples.get(_CTA_TUPLE_ORIG), family)
+    reply_source, seen_source = _endpoints(tuples.get(_CTA_TUPLE_REPLY), family)
+    if destination == reply_source:
+        raise MessageError("not_redirected")
+    return Flow(source, destination, seen_source)
+
+
+def _endpoints(nested: bytes | None, family: int) -> tuple[Endpoint, Endpoint]:
+    """Source and destination in a CTA_TUPLE attribute."""
+    source_type, destination_type, size = _ADDRESSES[family]
+    parts = _attributes(nested)
+    addresses = _attributes(parts.get(_CTA_TUPLE_IP))
+    protocol = _attributes(parts.get(_CTA_TUPLE_PROTO))
+    if protocol.get(_CTA_PROTO_NUM) != bytes((socket.IPPROTO_UDP,)):
+        raise MessageError("conntrack_event")
+    source = addresses.get(source_type, b""), protocol.get(_CTA_PROTO_SRC_PORT, b"")
+    destination = addresses.get(destination_type, b""), protocol.get(_CTA_PROTO_DST_PORT, b"")
+    return _endpoint(*source, size), _endpoint(*destination, size)
+
+
+def _endpoint(address: bytes, port: bytes, size: int) -> Endpoint:
+    if len(address) != size or len(port) != 2:
+        raise MessageError("conntrack_event")
+    return address, int.from_bytes(port, "big")
+
+
+def _attributes(data: bytes | None) -> dict[int, bytes]:
+    if data is None:
+        raise MessageError("conntrack_event")
+    return dict(_each_attribute(data))
+
+
+def _each_attribute(data: bytes) -> Iterator[tuple[int, bytes]]:
+    position = 0
+    while position < len(data):
+        if len(data) - position < _ATTRIBUTE.size:
+            raise MessageError("conntrack_event")
+        length, kind = _ATTRIBUTE.unpack_from(data, position)
+        if not _ATTRIBUTE.size <= length <= len(data) - position:
+            raise MessageError("conntrack_event")
+        yield kind & _TYPE_MASK, data[position + _ATTRIBUTE.size : position + length]
+        position += (length + 3) & ~3  # NLA_ALIGN
