@@ -171,7 +171,9 @@ class _Network:
     async def _find_ports(self) -> Ports:
         if self._ports is None:
             known = self._announcement
-            peer = Peer(0, _OWN, known.keyhash, self._checkup.name, (self._address,), known.port, known.key_port, 0.0)
+            peer = Peer(
+                0, _OWN, known.keyhash, self._checkup.name, (self._address,), known.port, known.key_port, False, 0.0
+            )
             self._ports = await find_ports(peer, self._address, self._checkup.resolver)
         return self._ports
 

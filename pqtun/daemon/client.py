@@ -101,7 +101,8 @@ class ClientService:
                     self._link(peer).want()
             case Alive(tid):
                 for link in self._links.values():
-                    link.alive(tid)
+                    if link.alive(tid):
+                        self._book.used(link.peer.inner)
             case Dead(tid):
                 for link in self._links.values():
                     link.dead(tid)

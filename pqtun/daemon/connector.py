@@ -27,6 +27,8 @@ from pqtun.protocol.names import parse_key_server_text, parse_port_text
 
 log = logging.getLogger(__name__)
 
+# Each download holds a megabyte; whoever can make this host look up many names must not fill its memory with them.
+MAX_DOWNLOADS: Final = 8
 TXT_TIMEOUT: Final = 3.0  # seconds for one TXT lookup; the defaults apply when it is not answered
 
 Progress = Callable[[int, int], None]
@@ -94,6 +96,7 @@ class Connector:
         self._cache = cache
         self._clock = clock
         self._downloads: dict[bytes, asyncio.Task[ServerPublicKey]] = {}
+        self._slots = asyncio.Semaphore(MAX_DOWNLOADS)
 
     async def session(self, peer: Peer, ports: Ports, on_progress: Progress | None = None) -> tuple[bytes, Session]:
         """Return a handshake datagram for the peer and the session that it begins. Raises ConnectError."""
@@ -116,12 +119,16 @@ class Connector:
         running = self._downloads.get(keyhash)
         if running is not None:
             return await asyncio.shield(running)
-        task = asyncio.ensure_future(fetch_server_key(sock, keyhash, clock=self._clock, on_progress=on_progress))
+        task = asyncio.ensure_future(self._download(keyhash, sock, on_progress))
         self._downloads[keyhash] = task
         try:
-            key = await task
+            return await task
         finally:
             del self._downloads[keyhash]
+
+    async def _download(self, keyhash: bytes, sock: socket.socket, on_progress: Progress | None) -> ServerPublicKey:
+        async with self._slots:
+            key = await fetch_server_key(sock, keyhash, clock=self._clock, on_progress=on_progress)
         try:
             self._cache.put(keyhash, key)
         except OSError as error:

@@ -21,6 +21,9 @@ PRIVATE_NETWORKS: Final = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12",
 SOCKET_BUFFER: Final = 8 << 20
 _SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h
 _SO_SNDBUFFORCE: Final = 32
+# linux/in.h. Datagrams go without DF: on a path with a smaller MTU routers cut them, where else they would be lost.
+_IP_MTU_DISCOVER: Final = 10
+_IP_PMTUDISC_DONT: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,7 @@ def bind_udp(port: int, option: str) -> socket.socket:
                 f"UDP port {port} is in use by another program; stop it or choose another {option}"
             ) from None
         raise UserError(f"cannot use UDP port {port}: {error.strerror}; choose another {option}") from None
+    sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT)
     for name in (_SO_RCVBUFFORCE, _SO_SNDBUFFORCE):
         try:
             sock.setsockopt(socket.SOL_SOCKET, name, SOCKET_BUFFER)

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 # A handshake has no answer of its own: without an authenticated packet within these seconds a fresh one is sent.
 CONFIRM_SECONDS: Final = (1.0, 2.0, 4.0)
+ECHO_SECONDS: Final = 0.25  # between echoes while an answer is waited for
 RETRY_SECONDS: Final = (1.0, 30.0)  # pause after a failure, doubled up to the second figure
 _ECHO_REQUEST: Final = 8  # RFC 792
 
@@ -61,10 +62,12 @@ class Link:
         self._task = asyncio.ensure_future(self._connect())
         self._task.add_done_callback(self._ended)
 
-    def alive(self, tid: bytes) -> None:
-        """A packet of this tunnel has authenticated."""
-        if tid == self.tid:
-            self._alive.set()
+    def alive(self, tid: bytes) -> bool:
+        """Take note that a packet of a tunnel has authenticated; say whether it is this link's."""
+        if tid != self.tid:
+            return False
+        self._alive.set()
+        return True
 
     def dead(self, tid: bytes) -> None:
         """The engine has removed this tunnel."""
@@ -118,15 +121,26 @@ class Link:
             self.tid = session.tid
             hello = control.encode([control.Hello(control.PROTOCOL_VERSION, 0, self._mtu)], self._own)
             self._engine.add_tunnel(session, self.peer.inner, ports.tunnel, first=hello)
-            # A PQConnect peer does not know the hello; its kernel answers an echo.
-            self._engine.send_inner(session.tid, echo_request(self._own))
-            try:
-                await asyncio.wait_for(self._alive.wait(), seconds)
-            except TimeoutError:
-                continue
-            return
+            if await self._answers(session.tid, seconds):
+                return
         self._drop_tunnel()
         raise ConnectError("handshake", f"no answer to the handshake from {address} port {ports.tunnel[1]}")
+
+    async def _answers(self, tid: bytes, seconds: float) -> bool:
+        """Wait until a packet of the tunnel authenticates.
+
+        A PQConnect peer does not know the hello, but its kernel answers an echo; one that comes while it still works
+        on the handshake is lost, so a few are sent.
+        """
+        deadline = self._clock() + seconds
+        while (left := deadline - self._clock()) > 0:
+            self._engine.send_inner(tid, echo_request(self._own))
+            try:
+                await asyncio.wait_for(self._alive.wait(), min(left, ECHO_SECONDS))
+            except TimeoutError:
+                continue
+            return True
+        return False
 
     def _drop_tunnel(self) -> None:
         if self.tid is not None:

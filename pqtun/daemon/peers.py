@@ -16,8 +16,10 @@ log = logging.getLogger(__name__)
 
 MAX_ADDRESSES: Final = 8  # real addresses kept for a peer; more in one answer are left out
 SAVE_INTERVAL: Final = 60.0  # seconds between writes of "last used" for one peer
-# A private address is given to somebody else only when no program can still remember it.
+# A private address is given to somebody else only when no program can still remember it: after a day if there was
+# ever a tunnel, soon if there was none (anybody can make this host look up names that announce keys nobody has).
 FORGET_AFTER: Final = 24 * 3600.0
+FORGET_UNPROVEN_AFTER: Final = 600.0
 _FIRST_HOST: Final = 2  # .0 is the network, .1 usually ourselves
 
 _SCHEMA: Final = """
@@ -28,6 +30,7 @@ CREATE TABLE IF NOT EXISTS peer (
     addresses TEXT NOT NULL,
     port INTEGER,
     key_port INTEGER,
+    proven INTEGER NOT NULL,
     last_used REAL NOT NULL
 ) STRICT
 """
@@ -44,6 +47,7 @@ class Peer:
     addresses: tuple[IPv4Address, ...]
     port: int | None
     key_port: int | None
+    proven: bool  # there was a tunnel
     last_used: float
 
     @property
@@ -78,7 +82,9 @@ class PeerBook:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")  # a power cut may lose the last peers, never the file
             db.execute(_SCHEMA)
-            for row in db.execute("SELECT number, keyhash, name, addresses, port, key_port, last_used FROM peer"):
+            for row in db.execute(
+                "SELECT number, keyhash, name, addresses, port, key_port, proven, last_used FROM peer"
+            ):
                 self._load(*row)
         except BaseException:
             db.close()
@@ -93,7 +99,8 @@ class PeerBook:
         addresses: str,
         port: int | None,
         key_port: int | None,
-        used: float,
+        proven: int,
+        last_used: float,
     ) -> None:
         inner = self._inner(number)
         if inner is None:
@@ -102,7 +109,7 @@ class PeerBook:
             real = tuple(IPv4Address(text) for text in json.loads(addresses))
         except ValueError as error:
             raise sqlite3.DatabaseError(f"peer {number}: {error}") from None
-        self._remember(Peer(number, inner, keyhash, name, real, port, key_port, used))
+        self._remember(Peer(number, inner, keyhash, name, real, port, key_port, bool(proven), last_used))
 
     def _inner(self, number: int) -> IPv4Address | None:
         network = self._own.network
@@ -150,7 +157,8 @@ class PeerBook:
             inner = None if number is None else self._inner(number)
             if number is None or inner is None:
                 return None
-            peer = Peer(number, inner, announcement.keyhash, name, real, announcement.port, announcement.key_port, now)
+            ports = announcement.port, announcement.key_port
+            peer = Peer(number, inner, announcement.keyhash, name, real, *ports, False, now)
         else:
             peer = replace(
                 found, name=name, addresses=real, port=announcement.port, key_port=announcement.key_port, last_used=now
@@ -162,10 +170,10 @@ class PeerBook:
         return peer
 
     def used(self, inner: IPv4Address) -> None:
-        """Note that packets flow to or from a peer, so that it keeps its address."""
+        """Note that a peer has a tunnel and packets flow, so that it keeps its address."""
         peer, now = self._peers.get(inner), self._now()
-        if peer is not None and not 0 <= now - peer.last_used < SAVE_INTERVAL:
-            peer = replace(peer, last_used=now)
+        if peer is not None and not (peer.proven and 0 <= now - peer.last_used < SAVE_INTERVAL):
+            peer = replace(peer, proven=True, last_used=now)
             self._save(peer)
             self._remember(peer)
 
@@ -185,10 +193,11 @@ class PeerBook:
             json.dumps([str(address) for address in peer.addresses]),
             peer.port,
             peer.key_port,
+            peer.proven,
             peer.last_used,
         )
         try:
-            self._db.execute("INSERT OR REPLACE INTO peer VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            self._db.execute("INSERT OR REPLACE INTO peer VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
         except sqlite3.Error as error:  # a full disk must not stop the lookups
             log.warning("cannot note a peer in the state directory: %s", error)
 
@@ -199,10 +208,9 @@ class PeerBook:
                 self._next_number = number + 1
                 return number
         self._next_number = self._own.network.num_addresses
-        for peer in sorted(self._peers.values(), key=lambda peer: peer.last_used):
-            if peer.last_used > now - FORGET_AFTER:
-                return None
-            if not in_use(peer.inner):
+        for peer in sorted(self._peers.values(), key=lambda peer: (peer.proven, peer.last_used)):
+            patience = FORGET_AFTER if peer.proven else FORGET_UNPROVEN_AFTER
+            if now - peer.last_used >= patience and not in_use(peer.inner):
                 self._forget(peer)
                 return peer.number
         return None

@@ -106,7 +106,9 @@ def test_a_full_subnet_forgets_the_longest_unused_only(tmp_path, clock):
     for number in range(5):
         clock.now += 1
         given.append(book.met(Announcement(bytes([number]) * 32), f"n{number}", [A], nobody))
+        book.used(given[-1].inner)
     newcomer = Announcement(b"n" * 32)
+    clock.now += peers.FORGET_UNPROVEN_AFTER
     assert book.met(newcomer, "new", [A], nobody) is None
     clock.now += peers.FORGET_AFTER
     book.used(given[0].inner)
@@ -114,6 +116,18 @@ def test_a_full_subnet_forgets_the_longest_unused_only(tmp_path, clock):
     assert book.by_inner(given[0].inner).keyhash == given[0].keyhash
     assert book.by_inner(given[1].inner).keyhash == given[1].keyhash
     assert len(book) == 5
+    book.close()
+
+
+def test_peers_without_a_tunnel_ever_are_forgotten_soon(tmp_path, clock):
+    book = PeerBook(tmp_path / "peers.sqlite", IPv4Interface("10.43.0.1/29"), clock)
+    given = [book.met(Announcement(bytes([number]) * 32), f"n{number}", [A], nobody) for number in range(5)]
+    book.used(given[0].inner)
+    newcomer = Announcement(b"n" * 32)
+    assert book.met(newcomer, "new", [A], nobody) is None
+    clock.now += peers.FORGET_UNPROVEN_AFTER
+    assert book.met(newcomer, "new", [A], nobody).inner == given[1].inner
+    assert book.by_inner(given[0].inner).keyhash == given[0].keyhash
     book.close()
 
 
@@ -126,7 +140,10 @@ def test_use_is_written_seldom(book, clock, tmp_path):
 
     clock.now += 10
     book.used(peer.inner)
-    assert stored() == peer.last_used
+    assert stored() == clock.now  # the first use makes it a proven one
+    clock.now += 10
+    book.used(peer.inner)
+    assert stored() == clock.now - 10
     clock.now += 100
     book.used(peer.inner)
     assert stored() == clock.now
