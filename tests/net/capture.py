@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import signal
 import struct
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.net.lab import Lab
+from tests.net.process import LabError
 
 _MICROSECONDS, _NANOSECONDS = 0xA1B2C3D4, 0xA1B23C4D  # pcap file magic, draft-ietf-opsawg-pcap
 _ETHERNET = 1
@@ -36,7 +38,8 @@ class Capture:
     def __init__(self, lab: Lab, ns: str, device: str, expression: str = "") -> None:
         serial = len(list(lab.directory.glob("*.pcap")))
         self.path = lab.directory / f"{serial:02}-{device}.pcap"
-        argv = ["tcpdump", "-i", device, "-n", "-U", "--immediate-mode", "-s", "0", "-B", "16384", "-Z", "root"]
+        # In immediate mode each frame takes as much of the kernel's buffer (64 MB) as the longest may have.
+        argv = ["tcpdump", "-i", device, "-n", "-U", "--immediate-mode", "-s", "9216", "-B", "65536", "-Z", "root"]
         self._process = lab.spawn(ns, *argv, "-w", str(self.path), expression)
         self._process.wait_output("listening on", 10)
 
@@ -46,6 +49,14 @@ class Capture:
             self._process.signal(signal.SIGINT)
             self._process.wait(10)
         self._process.kill()
+
+    @property
+    def missed(self) -> int:
+        """After stop(): how many packets the kernel could not hand over."""
+        found = re.search(r"(\d+) packets? dropped by kernel", self._process.output())
+        if found is None:
+            raise LabError(f"tcpdump has not ended well:\n{self._process.output()}")
+        return int(found[1])
 
     def packets(self) -> list[Packet]:
         """The IP packets captured so far (call stop() first to have all of them)."""
