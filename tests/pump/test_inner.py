@@ -135,12 +135,17 @@ def test_fragments_join_to_a_valid_packet(payload: bytes, size: int, protocol: i
 
 @given(source=addresses, target=addresses, peer=addresses, host=addresses, word=st.integers(0, 0xFFFF))
 def test_first_fragment_in_all_corners(source: str, target: str, peer: str, host: str, word: int) -> None:
-    segment = p.udp(source, target, struct.pack("!H", word) + b"\0" * 30)
-    first, second = p.fragments(p.ip(source, target, p.UDP, segment), 24)
+    header = struct.pack("!HHHH", 1000, 2000, 40, 0)
+    corner = p.checksum(p.pseudo(peer, host, p.UDP, 40) + header)  # the payload that makes the checksum 0
     inbound = Inbound(IPv4Address(peer), IPv4Address(host))
-    got = [bytes(inbound.deliver(p.cleared(part))) for part in (first, second)]
-    assert got[0][26:28] != b"\0\0"
-    assert p.transport_valid(p.ip(peer, host, p.UDP, p.reassembled(got)))
+    for value in (corner, word):
+        segment = p.udp(source, target, struct.pack("!H", value) + b"\0" * 30)
+        first, second = p.fragments(p.ip(source, target, p.UDP, segment), 24)
+        got = [bytes(inbound.deliver(p.cleared(part))) for part in (first, second)]
+        assert got[0][26:28] != b"\0\0"
+        assert p.transport_valid(p.ip(peer, host, p.UDP, p.reassembled(got)))
+        if value == corner:
+            assert got[0][26:28] == b"\xff\xff"
 
 
 @pytest.mark.parametrize("protocol", [p.UDP_LITE, p.DCCP])
@@ -150,6 +155,13 @@ def test_other_protocols_with_a_pseudo_header(protocol: int) -> None:
     segment = segment[:6] + struct.pack("!H", value) + segment[8:]
     got = bytes(INBOUND.deliver(p.cleared(p.ip(SENDER, TARGET, protocol, segment))))
     assert p.valid(p.pseudo(PEER, HOST, protocol, len(segment)) + got[20:])
+
+
+@pytest.mark.parametrize("protocol", [p.UDP_LITE, p.DCCP])
+def test_other_protocols_cut_short_are_left_to_the_kernel(protocol: int) -> None:
+    for size in range(8):
+        sent = p.ip(SENDER, TARGET, protocol, b"\1" * size)
+        assert INBOUND.deliver(p.cleared(sent))[20:] == sent[20:]
 
 
 @given(protocol=st.sampled_from([0, 2, 4, 41, 47, 50, 132, 253, 255]), payload=data)
@@ -239,6 +251,7 @@ def test_harmless_options_pass() -> None:
         (0x2000, 0, 50),
         (0x0001, 0, 50),
         (0x1FFF, 16, 50),  # ends past 65535
+        (0x1FFD, 16, 50),  # only with its header
         (0x2000, 8, p.TCP),  # splits the TCP header
         (0x2000, 16, p.TCP),
         (0x0001, 8, p.TCP),  # would overwrite the flags
