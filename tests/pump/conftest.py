@@ -25,7 +25,7 @@ def factory(request: pytest.FixtureRequest) -> EngineFactory:
     return ENGINES[request.param]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def _own_network() -> Iterator[None]:
     """Sockets made meanwhile live in a fresh network namespace; without root, on this host's loopback device."""
     if os.geteuid() != 0:
