@@ -47,7 +47,7 @@ def test_bounds_are_separate_and_room_comes_back() -> None:
             for n in range(QUEUED_PEER_EVENTS):
                 assert queue.put(peers[n % 3])
             assert not any(queue.put(event) for event in peers)
-            own = [Wanted(IPv4Address(1)), Alive(TID), Dead(TID)]
+            own: list[Event] = [Wanted(IPv4Address(1)), Alive(TID), Dead(TID)]
             assert all(queue.put(event) for event in own * 1000)
             total = QUEUED_DATAGRAMS + QUEUED_PEER_EVENTS + 3000
             await heard(got, total)
