@@ -1,6 +1,7 @@
 """Chooses the packet engine."""
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from ipaddress import IPv4Address
@@ -21,9 +22,11 @@ def check_engine(name: str) -> str:
 def make_engine(
     tun: Tun, udp: socket.socket, clock: Callable[[], float], deliver_to: IPv4Address | None = None
 ) -> Engine:
-    """Return an engine over the worker's descriptors; call it on the event loop."""
+    """Return an engine that owns the worker's descriptors from now on; call it on the event loop."""
+    fd = os.dup(tun.file.fileno())
+    tun.file.close()
     return PythonEngine(
-        tun.file.fileno(),
+        fd,
         udp,
         own=tun.address.ip,
         subnet=tun.address.network,

@@ -1,0 +1,165 @@
+import asyncio
+import contextlib
+import socket
+from ipaddress import IPv4Address
+
+import dns.message
+import dns.rrset
+import pytest
+
+from pqtun.daemon import connector
+from pqtun.daemon.connector import ConnectError, Connector, Ports, find_ports
+from pqtun.daemon.peers import Peer
+from pqtun.keys.cache import ServerKeyCache
+from pqtun.keys.ring import EphemeralRing
+from pqtun.keyserver.download import DownloadError
+from pqtun.keyserver.server import KeyServer, KeyServerSocket
+from pqtun.protocol.handshake import respond
+from pqtun.protocol.keytree import KeyTree
+from tests.protocol.vectors import public_key, secret_key
+
+HASH = bytes.fromhex("ee1601b5838c3af87e2bad4a35c7b0f75fcb0062566f3a8cb79d89a758240e07")
+ADDRESS = IPv4Address("127.0.0.1")
+
+
+def peer(port=None, key_port=None, keyhash=HASH):
+    return Peer(2, IPv4Address("10.43.0.2"), keyhash, "pq1x.example.net", (ADDRESS,), port, key_port, False, 0.0)
+
+
+def clock():
+    return asyncio.get_running_loop().time()
+
+
+@contextlib.contextmanager
+def key_server():
+    """A real key server on the loopback of this process."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    address = sock.getsockname()
+    ring = EphemeralRing(lambda: 1_000_000.0, clock)
+    serving = KeyServerSocket(KeyServer(KeyTree(public_key()), ring), [sock])
+    serving.start()
+    try:
+        yield serving.server, ring, Ports(("127.0.0.1", 1), address)
+    finally:
+        serving.close()
+
+
+def test_session_downloads_the_key_once(tmp_path):
+    async def test():
+        cache = ServerKeyCache(tmp_path, 10)
+        progress = []
+        with key_server() as (server, ring, ports):
+            made = Connector(cache, clock)
+            both = await asyncio.gather(*(made.session(peer(), ports, lambda *p: progress.append(p)) for _ in range(2)))
+            again = await Connector(cache, clock).session(peer(), ports)
+            for datagram, session in (*both, again):
+                found = respond(datagram, secret_key(), ring.acceptable())
+                assert (found.tid, found.send_root) == (session.tid, session.recv_root)
+            counted = server.counters
+        assert counted["ephemeral"] == 3
+        assert counted["static"] < 2 * 937
+        assert progress[-1][0] == progress[-1][1]
+        assert cache.get(HASH) == public_key()
+
+    asyncio.run(test())
+
+
+def test_a_wrong_key_is_refused(tmp_path):
+    async def test():
+        with key_server() as (_, _, ports), pytest.raises(ConnectError) as caught:
+            await Connector(ServerKeyCache(tmp_path, 10), clock).session(peer(keyhash=b"x" * 32), ports)
+        assert caught.value.reason == "wrong_key"
+        assert "127.0.0.1 port" in str(caught.value)
+        assert not list(tmp_path.glob("*"))
+
+    asyncio.run(test())
+
+
+def test_no_key_server(tmp_path):
+    async def test():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("127.0.0.1", 0))
+            ports = Ports(("127.0.0.1", 1), sock.getsockname())
+        with pytest.raises(ConnectError) as caught:
+            await Connector(ServerKeyCache(tmp_path, 10), clock).session(peer(), ports)
+        assert caught.value.reason in ("no_answer", "network")
+
+    asyncio.run(test())
+
+
+def test_downloads_at_once_are_bounded(tmp_path, monkeypatch):
+    running = most = 0
+
+    async def fetch(sock, keyhash, *, clock, on_progress):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        raise DownloadError("no_answer", "nothing came")
+
+    monkeypatch.setattr(connector, "fetch_server_key", fetch)
+
+    async def test():
+        made = Connector(ServerKeyCache(tmp_path, 10), clock)
+        ports = Ports(("127.0.0.1", 1), ("127.0.0.1", 1))
+        attempts = (made.session(peer(keyhash=bytes([n]) * 32), ports) for n in range(100))
+        failures = await asyncio.gather(*attempts, return_exceptions=True)
+        assert all(isinstance(failure, ConnectError) for failure in failures)
+
+    asyncio.run(test())
+    assert most == connector.MAX_DOWNLOADS
+
+
+class Resolver(asyncio.DatagramProtocol):
+    """Answers TXT questions from a dict."""
+
+    def __init__(self, texts):
+        self.texts = texts
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def datagram_received(self, data, source):
+        query = dns.message.from_wire(data)
+        answer = dns.message.make_response(query)
+        name = query.question[0].name
+        for text in self.texts.get(str(name).rstrip("."), ()):
+            answer.answer.append(dns.rrset.from_text(name, 60, "IN", "TXT", f'"{text}"'))
+        self.transport.sendto(answer.to_wire(), source)
+
+
+@pytest.mark.parametrize(
+    ("texts", "tunnel", "key_server"),
+    [
+        ({}, 42424, ("127.0.0.1", 42425)),
+        ({"pq1x.example.net": ["p=1000"]}, 1000, ("127.0.0.1", 42425)),
+        (
+            {"pq1x.example.net": ["v=spf1", "p=1000"], "ks.pq1x.example.net": ["ip=192.0.2.7;p=2000"]},
+            1000,
+            ("192.0.2.7", 2000),
+        ),
+        (
+            {"ks.pq1x.example.net": ["ip=2001:db8::1;p=9", "ip=999.1.1.1;p=9", "ip=192.0.2.8;p=3"]},
+            42424,
+            ("192.0.2.8", 3),
+        ),
+    ],
+)
+def test_ports_from_txt_records(texts, tunnel, key_server):
+    async def test():
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(lambda: Resolver(texts), local_addr=("127.0.0.1", 0))
+        try:
+            ports = await find_ports(peer(), ADDRESS, transport.get_extra_info("sockname"))
+        finally:
+            transport.close()
+        assert ports == Ports(("127.0.0.1", tunnel), key_server)
+
+    asyncio.run(test())
+
+
+def test_ports_from_the_label_need_no_lookup():
+    ports = asyncio.run(find_ports(peer(443, 853), ADDRESS, ("192.0.2.1", 53)))
+    assert ports == Ports(("127.0.0.1", 443), ("127.0.0.1", 853))
