@@ -107,12 +107,15 @@ RATE_ROUNDS: Final = 10
 FULL_PIPE_GROWTH: Final = 1.25
 FULL_PIPE_ROUNDS: Final = 3
 
-# One such round is enough if its fastest answer took longer than ever by an eighth, within these bounds: a queue is
-# growing (RFC 9406, 4.2 and 4.3).
+# A round trip longer than the shortest by an eighth, within these bounds (RFC 9406, 4.2 and 4.3), and by the path's
+# jitter waited in a queue. Then the window does not grow, and if a whole round did, the path is full.
 QUEUE_SHARE: Final = 1 / 8
 QUEUE_MIN: Final = 0.004
 QUEUE_MAX: Final = 0.016
 
-# On a path with jitter the least round trip says too little: so many mean deviations are added to it. A queue of our
-# own making, in the steady state, hardly varies.
+# Round trips measured in a round before it may say so (RFC 9406, 4.3).
+QUEUE_SAMPLES: Final = 8
+
+# Mean deviations of the round trips that count as jitter. The window has room for them, because on a path with jitter
+# the least round trip says too little; a queue of our own making hardly varies in the steady state.
 JITTER_DEVIATIONS: Final = 2

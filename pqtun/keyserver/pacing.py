@@ -25,6 +25,7 @@ from pqtun.keyserver.limits import (
     PACING_BURST_MIN,
     QUEUE_MAX,
     QUEUE_MIN,
+    QUEUE_SAMPLES,
     QUEUE_SHARE,
     RATE_ROUNDS,
     STARTUP_GAIN,
@@ -102,6 +103,7 @@ class Pacer:
         self._round = 0
         self._round_ends = 0
         self._round_least = float("inf")
+        self._round_samples = 0
         self._full_rate = 0.0
         self._full_rounds = 0
         self._pipe_full = False
@@ -160,6 +162,7 @@ class Pacer:
         """Takes one round trip of an unambiguous request, before answered()."""
         self.round_trip.sample(rtt)
         self._round_least = min(self._round_least, rtt)
+        self._round_samples += 1
 
     def answered(self, snapshot: Snapshot | None, in_flight: int, now: float) -> None:
         """Notes one answer; `snapshot` is None where nobody can tell which request it answers."""
@@ -169,9 +172,9 @@ class Pacer:
             return
         self._first_sent_at = snapshot.sent_at
         round_start = snapshot.delivered >= self._round_ends
+        queued = self._round_samples >= QUEUE_SAMPLES and self._queued(self._round_least)
         if round_start:
-            self._round += 1
-            self._round_ends = self._delivered
+            self._end_round(queued)
         interval = max(now - snapshot.delivered_at, snapshot.sent_at - snapshot.first_sent_at)
         # Shorter than a round trip: answers that queued somewhere and came at once, no statement about the rate.
         if interval > 0 and interval >= self.round_trip.minimum:
@@ -179,11 +182,21 @@ class Pacer:
             if not snapshot.limited or 0 < self.rate < rate:
                 self._take_rate(rate)
         if round_start:
-            self._check_full_pipe(snapshot.limited)
-            self._round_least = float("inf")
+            self._check_full_pipe(snapshot.limited, queued)
         if self._pipe_full:
             self._step_cycle(in_flight, now)
         self._set_window()
+
+    def _end_round(self, queued: bool) -> None:
+        if queued:
+            # The path was full all the time, so this round showed what it carries; what earlier ones did (through a
+            # token bucket's burst, for example) is no promise.
+            while len(self._rates) > 1 and self._rates[0][0] < self._round:
+                self._rates.popleft()
+        self._round += 1
+        self._round_ends = self._delivered
+        self._round_least = float("inf")
+        self._round_samples = 0
 
     def _take_rate(self, rate: float) -> None:
         rates = self._rates
@@ -193,7 +206,7 @@ class Pacer:
         while rates[0][0] < self._round - RATE_ROUNDS:
             rates.popleft()
 
-    def _check_full_pipe(self, limited: bool) -> None:
+    def _check_full_pipe(self, limited: bool, queued: bool) -> None:
         if self._pipe_full or limited or not self._rates:
             return
         if self.rate >= self._full_rate * FULL_PIPE_GROWTH:
@@ -201,12 +214,13 @@ class Pacer:
             self._full_rounds = 0
             return
         self._full_rounds += 1
-        if self._full_rounds >= FULL_PIPE_ROUNDS or self._queueing():
+        if self._full_rounds >= FULL_PIPE_ROUNDS or queued:
             self._pipe_full = self._draining = True
 
-    def _queueing(self) -> bool:
-        least = self.round_trip.minimum
-        return least + min(max(least * QUEUE_SHARE, QUEUE_MIN), QUEUE_MAX) < self._round_least < float("inf")
+    def _queued(self, rtt: float) -> bool:
+        """Whether a round trip of this length says that it waited in a queue."""
+        least, jitter = self.round_trip.minimum, JITTER_DEVIATIONS * self.round_trip.variation
+        return least + min(max(least * QUEUE_SHARE, QUEUE_MIN), QUEUE_MAX) + jitter < rtt < float("inf")
 
     def _step_cycle(self, in_flight: int, now: float) -> None:
         if self._draining:
@@ -219,10 +233,11 @@ class Pacer:
 
     def _path(self, gain: float) -> float:
         """Datagrams that the path holds, times gain, and never less than the window needs to live."""
-        trip = self.round_trip.minimum
+        held = self.rate * max(self.round_trip.minimum, BATCH_TIME)
         if self._pipe_full:
-            trip += JITTER_DEVIATIONS * self.round_trip.variation
-        return max(gain * self.rate * max(trip, BATCH_TIME), float(MIN_WINDOW))
+            recent = next((rate for number, rate in self._rates if number >= self._round - 1), 0.0)
+            held += recent * JITTER_DEVIATIONS * self.round_trip.variation
+        return max(gain * held, float(MIN_WINDOW))
 
     def _set_window(self) -> None:
         if not self._rates:
@@ -230,7 +245,7 @@ class Pacer:
         target = self._path(WINDOW_GAIN if self._pipe_full else STARTUP_GAIN)
         if self._pipe_full:
             self.window = min(self.window + 1, target, MAX_WINDOW)
-        elif self.window < target:
+        elif self.window < target and not self._queued(self.round_trip.latest):
             self.window = min(self.window + 1, MAX_WINDOW)
 
     def congested(self, now: float) -> None:

@@ -13,11 +13,14 @@ HEADERS = 28  # IPv4 and UDP, bytes
 
 @dataclass
 class Link:
-    """One direction. `rate` in bit/s (None: infinite), `queue` in datagrams, the rest in seconds and probabilities."""
+    """One direction. `rate` in bit/s (None: infinite), `queue` in datagrams, `burst` in bytes, delays in seconds, the
+    rest probabilities. `burst` may pass at once after a pause, as a token bucket lets it.
+    """
 
     delay: float = 0.05
     rate: float | None = None
     queue: int = 1000
+    burst: int = 0
     loss: float = 0.0
     jitter: float = 0.0
     duplicates: float = 0.0
@@ -38,9 +41,9 @@ class Link:
                 self.overflowed += 1
                 return []
             self.free_at = max(self.free_at, now) + (len(datagram) + HEADERS) * 8 / self.rate
-            self.departures.append(self.free_at)
+            now = max(now, self.free_at - self.burst * 8 / self.rate)
+            self.departures.append(now)
             self.longest = max(self.longest, len(self.departures))
-            now = self.free_at
         if self.random.random() < self.loss:
             return []
         if self.random.random() < self.damage:
