@@ -33,7 +33,8 @@ import dns.rrset
 from dns.rdatatype import RdataType
 from dns.rdtypes.svcbbase import MandatoryParam, ParamKey
 
-from pqtun.dns.question import empty_answer, is_query_opcode, record_count
+from pqtun.dns.origin import Upstream
+from pqtun.dns.question import HEADER_BYTES, empty_answer, is_query_opcode, record_count
 from pqtun.protocol.names import Announcement, parse_label
 
 TTL: Final = 5  # seconds; so long do programs keep the private address when the client has ended
@@ -41,7 +42,6 @@ MAX_RECORDS: Final = 512  # in an answer with a pq1 label; a real one has a hand
 MAX_NAMES: Final = 8  # owners that one answer gets private addresses for
 MAX_BYTES: Final = 65535
 
-Upstream = tuple[str, int]
 AddressOf = Callable[[Announcement, str, list[IPv4Address], list[IPv6Address], Upstream], IPv4Address | None]
 Own = Callable[[IPv4Address], bool]
 
@@ -74,7 +74,7 @@ def rewrite(message: bytes, upstream: Upstream, address_of: AddressOf, own: Own)
     may answer any DNS question chooses them. ``own`` tells private addresses of ours. Zone transfers and messages of
     another opcode than QUERY pass as they are. Never raises for any ``message``.
     """
-    if _LABEL.search(message) is None or not is_query_opcode(message):
+    if _LABEL.search(message) is None or len(message) < HEADER_BYTES or not is_query_opcode(message):
         return message
     if record_count(message) > MAX_RECORDS:
         return empty_answer(message)

@@ -19,7 +19,17 @@ _NETLINK_NETFILTER: Final = 12
 _SOL_NETLINK: Final = 270
 _NETLINK_ADD_MEMBERSHIP: Final = 1
 _NFNLGRP_CONNTRACK_NEW: Final = 1
-_CONNTRACK_NEW: Final = 0x0100  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW
+# NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW, _GET, _DELETE
+_CONNTRACK_NEW: Final = 0x0100
+_CONNTRACK_GET: Final = 0x0101
+_CONNTRACK_DELETE: Final = 0x0102
+_NLMSG_ERROR: Final = 2
+_NLMSG_DONE: Final = 3
+_NLM_F_REQUEST: Final = 0x01
+_NLM_F_ACK: Final = 0x04
+_NLM_F_DUMP: Final = 0x300
+_ANSWER_SECONDS: Final = 5.0
+_DUMP_BYTES: Final = 65536
 _SO_RCVBUFFORCE: Final = 33
 _SO_ATTACH_FILTER: Final = 26
 
@@ -28,6 +38,7 @@ _ATTRIBUTE: Final = struct.Struct("=HH")  # struct nlattr
 _TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _CTA_TUPLE_ORIG: Final = 1
 _CTA_TUPLE_REPLY: Final = 2
+_CTA_ZONE: Final = 18
 _CTA_TUPLE_IP: Final = 1
 _CTA_TUPLE_PROTO: Final = 2
 _CTA_PROTO_NUM: Final = 1
@@ -55,9 +66,8 @@ Endpoint = tuple[bytes, int]  # packed address of 4 or 16 bytes, port
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A new UDP flow that was redirected: who asked whom, and who that is in the eyes of the proxy."""
+    """A new UDP flow that was redirected: whom a program asked, and who the program is in the eyes of the proxy."""
 
-    source: Endpoint
     destination: Endpoint
     seen_source: Endpoint
 
@@ -118,6 +128,58 @@ def _filter(port: int) -> bytes:
     return code
 
 
+def forget_flows(port: int) -> None:
+    """Make conntrack forget all UDP flows towards ``port``, so that their next packets meet the rules of now.
+
+    A program that asks through one socket for hours would else go on as it began. Needs CAP_NET_ADMIN. Raises OSError.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as sock:
+        sock.bind((0, 0))
+        sock.settimeout(_ANSWER_SECONDS)
+        for family in _ADDRESSES:
+            for flow in _dump(sock, family, port):
+                if _leads_to(flow, family, port):
+                    kept = b"".join(
+                        _attribute(kind, flow[kind]) for kind in (_CTA_TUPLE_ORIG, _CTA_ZONE) if kind in flow
+                    )
+                    sock.send(_request(_CONNTRACK_DELETE, _NLM_F_REQUEST | _NLM_F_ACK, family, kept))
+                    sock.recv(_DUMP_BYTES)  # it may have ended by itself: whatever the answer says is fine
+
+
+def _dump(sock: socket.socket, family: int, port: int) -> list[dict[int, bytes]]:
+    """The attributes of the flows of a family that have ``port`` as a destination, in either direction."""
+    # There may be hundreds of thousands of others, not worth being taken apart.
+    needle = _attribute(_CTA_PROTO_DST_PORT, port.to_bytes(2, "big"))[:6]
+    sock.send(_request(_CONNTRACK_GET, _NLM_F_REQUEST | _NLM_F_DUMP, family, b""))
+    found: list[dict[int, bytes]] = []
+    while True:
+        data = sock.recv(_DUMP_BYTES)
+        position = 0
+        while position + _HEADERS.size <= len(data):
+            length, kind, *_ = _HEADERS.unpack_from(data, position)
+            if kind in (_NLMSG_DONE, _NLMSG_ERROR) or length < _HEADERS.size:
+                return found
+            if needle in data[position : position + length]:
+                found.append(_attributes(data[position + _HEADERS.size : position + length]))
+            position += (length + 3) & ~3  # NLMSG_ALIGN
+
+
+def _leads_to(flow: dict[int, bytes], family: int, port: int) -> bool:
+    try:
+        return _endpoints(flow.get(_CTA_TUPLE_ORIG), family)[1][1] == port
+    except MessageError:  # not UDP
+        return False
+
+
+def _request(kind: int, flags: int, family: int, attributes: bytes) -> bytes:
+    return _HEADERS.pack(_HEADERS.size + len(attributes), kind, flags, 0, 0, family, 0, 0) + attributes
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    nested = 0x8000 if kind == _CTA_TUPLE_ORIG else 0  # NLA_F_NESTED
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind | nested) + value + bytes(-len(value) % 4)
+
+
 def parse_event(event: bytes) -> Flow:
     """Read one netlink datagram with one event of a new UDP flow.
 
@@ -130,11 +192,11 @@ def parse_event(event: bytes) -> Flow:
     if length != len(event) or kind != _CONNTRACK_NEW or family not in _ADDRESSES:
         raise MessageError("conntrack_event")
     tuples = _attributes(event[_HEADERS.size :])
-    source, destination = _endpoints(tuples.get(_CTA_TUPLE_ORIG), family)
+    _source, destination = _endpoints(tuples.get(_CTA_TUPLE_ORIG), family)
     reply_source, seen_source = _endpoints(tuples.get(_CTA_TUPLE_REPLY), family)
     if destination == reply_source:
         raise MessageError("not_redirected")
-    return Flow(source, destination, seen_source)
+    return Flow(destination, seen_source)
 
 
 def _endpoints(nested: bytes | None, family: int) -> tuple[Endpoint, Endpoint]:

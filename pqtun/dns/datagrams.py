@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pqtun.dns.origin import Origin, OriginalDestinations
+from pqtun.dns.origin import OriginalDestinations, SocketAddress, Upstream
 from pqtun.dns.question import empty_answer, is_answer, question_section
 
-Rewrite = Callable[[bytes, tuple[str, int]], bytes]
+Rewrite = Callable[[bytes, Upstream], bytes]
 
 MAX_QUERIES: Final = 400  # under way; each holds a descriptor, and a process has 1024 by default
 ANSWER_SECONDS: Final = 10.0  # resolvers give up sooner, programs too
@@ -23,7 +23,8 @@ class _Query:
     """A query under way."""
 
     proxy: socket.socket
-    origin: Origin
+    source: SocketAddress
+    resolver: Upstream
     upstream: socket.socket
     message: bytes
     question: bytes
@@ -82,13 +83,13 @@ class DatagramProxy:
             self._counters["udp_queries"] += 1
             self._forward(proxy, bytes(self._view[:size]), source)
 
-    def _forward(self, proxy: socket.socket, message: bytes, source: tuple[str, int]) -> None:
+    def _forward(self, proxy: socket.socket, message: bytes, source: SocketAddress) -> None:
         question = question_section(message)
         if question is None:
             self._counters["udp_bad_query"] += 1
             return
-        origin = self._origins.of_datagram(proxy.family, source)
-        if origin is None:
+        resolver = self._origins.of_datagram(proxy.family, source)
+        if resolver is None:
             self._counters["udp_unknown_origin"] += 1
             return
         if len(self._queries) >= MAX_QUERIES:
@@ -99,9 +100,9 @@ class DatagramProxy:
         except OSError:
             self._counters["udp_no_socket"] += 1
             return
-        query = _Query(proxy, origin, upstream, message, question, self._clock() + ANSWER_SECONDS)
+        query = _Query(proxy, source, resolver, upstream, message, question, self._clock() + ANSWER_SECONDS)
         try:
-            upstream.connect(origin.connect)
+            upstream.connect(resolver)
             upstream.send(message)
         except OSError:
             upstream.close()
@@ -127,7 +128,7 @@ class DatagramProxy:
                 break
             self._counters["udp_wrong_answer"] += 1
         self._end(query)
-        rewritten = self._rewrite(answer, query.origin.upstream)
+        rewritten = self._rewrite(answer, query.resolver)
         self._counters["answers_passed" if rewritten is answer else "answers_rewritten"] += 1
         self._reply(query, rewritten)
 
@@ -138,7 +139,7 @@ class DatagramProxy:
 
     def _reply(self, query: _Query, answer: bytes) -> None:
         try:
-            query.proxy.sendto(answer, query.origin.reply_to)
+            query.proxy.sendto(answer, query.source)
         except OSError:  # no room, or the program's address is gone
             self._counters["udp_reply_failed"] += 1
 

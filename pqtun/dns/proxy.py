@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from pqtun.dns.datagrams import DatagramProxy
-from pqtun.dns.origin import OriginalDestinations
+from pqtun.dns.origin import OriginalDestinations, Upstream
 from pqtun.dns.streams import StreamProxy
 
 
@@ -17,7 +17,7 @@ class DnsProxy:
         udp_socks: Sequence[socket.socket],
         tcp_socks: Sequence[socket.socket],
         origins: OriginalDestinations,
-        rewrite: Callable[[bytes, tuple[str, int]], bytes],
+        rewrite: Callable[[bytes, Upstream], bytes],
         clock: Callable[[], float],
     ) -> None:
         """``rewrite(message, (resolver, port))`` returns the answer for the program, the same object if unchanged."""

@@ -4,8 +4,9 @@ The table has the owner flag: the kernel removes it as soon as the netlink socke
 process ends. The nft program closes its socket at once, so the table is made through its library, whose context
 keeps the socket (libnftables(3)).
 
-Not redirected are the worker's own lookups, and TCP to link-local resolvers (their answers would find no way back from
-the loopback interface).
+Not redirected are the worker's own lookups, and those to link-local resolvers: a socket that is connected to such an
+address is bound to its interface and takes no answer from the loopback. For the same reason lookups of a program that
+binds its socket to an interface (SO_BINDTODEVICE) are redirected, but get no answer.
 """
 
 import ctypes
@@ -15,14 +16,14 @@ import socket
 from dataclasses import dataclass
 from typing import Final
 
-from pqtun.dns.conntrack import open_events
+from pqtun.dns.conntrack import forget_flows, open_events
 from pqtun.dns.origin import DNS_PORT
-from pqtun.protocol.errors import UserError
+from pqtun.protocol.errors import MessageError, UserError
 
 TABLE: Final = "pqtun_client"
 # The worker's own lookups are in a conntrack zone of their own. In the common one, a program that happens to get a
-# source port that the worker has just used towards the same resolver would be taken for the same flow and not be redirected:
-# one lookup in a hundred on a busy host. Any number that other software does not use will do.
+# source port that the worker has just used towards the same resolver would be taken for the same flow and not be
+# redirected: one lookup in a hundred on a busy host. Any number that other software does not use will do.
 ZONE: Final = 42424
 
 _BACKLOG: Final = 64
@@ -36,7 +37,7 @@ add chain inet {table} raw {{ type filter hook output priority -300; policy acce
 add rule inet {table} raw meta skuid {uid} meta l4proto {{ tcp, udp }} th dport {dns} ct original zone set {zone}
 add chain inet {table} output {{ type nat hook output priority -100; policy accept; }}
 add rule inet {table} output meta skuid {uid} accept
-add rule inet {table} output ip6 daddr fe80::/10 meta l4proto tcp accept
+add rule inet {table} output ip6 daddr fe80::/10 accept
 add rule inet {table} output meta l4proto {{ tcp, udp }} th dport {dns} redirect to :{port}
 """
 
@@ -123,13 +124,23 @@ class Redirect:
             fault = self._nft.run(rules)
             if fault is not None:
                 raise UserError(_explain(fault))
+            _forget_lookups()
         except BaseException:
             self._nft.close()
             raise
 
     def close(self) -> None:
         """Remove the table. May be called again."""
-        self._nft.close()
+        if self._nft.close():
+            _forget_lookups()
+
+
+def _forget_lookups() -> None:
+    """Have lookups that programs make through sockets they keep follow the change at once."""
+    try:
+        forget_flows(DNS_PORT)
+    except (OSError, MessageError):
+        pass  # they follow when the socket was silent for conntrack's 30 to 120 s
 
 
 def _explain(fault: str) -> str:
@@ -174,10 +185,13 @@ class _Nftables:
         text = (self._library.nft_ctx_get_error_buffer(self._context) or b"").decode(errors="replace")
         return next((line for line in text.splitlines() if line.strip()), "no reason given")
 
-    def close(self) -> None:
-        if self._context is not None:
-            self._library.nft_ctx_free(self._context)
-            self._context = None
+    def close(self) -> bool:
+        """Close the netlink socket; False if that was done before."""
+        if self._context is None:
+            return False
+        self._library.nft_ctx_free(self._context)
+        self._context = None
+        return True
 
 
 def _descriptors() -> set[int]:

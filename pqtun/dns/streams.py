@@ -8,10 +8,10 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from pqtun.dns.origin import Origin, OriginalDestinations
+from pqtun.dns.origin import OriginalDestinations, Upstream
 from pqtun.dns.question import is_transfer, question_section
 
-Rewrite = Callable[[bytes, tuple[str, int]], bytes]
+Rewrite = Callable[[bytes, Upstream], bytes]
 
 MAX_STREAMS: Final = 64  # each holds two descriptors and at most a few messages of 64 KB each way
 CONNECT_SECONDS: Final = 10.0
@@ -69,15 +69,15 @@ class StreamProxy:
                 return
             self._counters["tcp_connections"] += 1
             program.setblocking(False)
-            origin = self._origins.of_stream(program)
-            if origin is None:
+            resolver = self._origins.of_stream(program)
+            if resolver is None:
                 self._counters["tcp_unknown_origin"] += 1
                 program.close()
                 continue
             if len(self._streams) >= MAX_STREAMS:
                 self._counters["tcp_evicted"] += 1
                 self._streams.popitem(last=False)[0].cancel()
-            stream = self._loop.create_task(self._serve(program, origin))
+            stream = self._loop.create_task(self._serve(program, resolver))
             self._streams[stream] = None
             stream.add_done_callback(self._ended)
 
@@ -86,11 +86,11 @@ class StreamProxy:
         if not stream.cancelled() and (error := stream.exception()) is not None:
             self._loop.call_exception_handler({"message": "a DNS connection failed", "exception": error})
 
-    async def _serve(self, program: socket.socket, origin: Origin) -> None:
+    async def _serve(self, program: socket.socket, resolver: Upstream) -> None:
         with contextlib.closing(program):
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
-                    from_resolver, to_resolver = await asyncio.open_connection(*origin.upstream)
+                    from_resolver, to_resolver = await asyncio.open_connection(*resolver)
             except OSError:  # TimeoutError is one; the program shall see an error, not an end
                 self._counters["tcp_unreachable"] += 1
                 program.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
@@ -101,11 +101,11 @@ class StreamProxy:
                     stream = _Stream(from_program, to_resolver, from_resolver, to_program)
                     try:
                         async with asyncio.timeout(IDLE_SECONDS) as idle:
-                            await stream.relay(self._rewrite_counted, origin.upstream, idle)
+                            await stream.relay(self._rewrite_counted, resolver, idle)
                     except TimeoutError:
                         self._counters["tcp_idle"] += 1
 
-    def _rewrite_counted(self, answer: bytes, upstream: tuple[str, int]) -> bytes:
+    def _rewrite_counted(self, answer: bytes, upstream: Upstream) -> bytes:
         rewritten = self._rewrite(answer, upstream)
         self._counters["answers_passed" if rewritten is answer else "answers_rewritten"] += 1
         return rewritten
@@ -127,7 +127,7 @@ class _Stream:
         self._to_program = to_program
         self._transfers: set[bytes] = set()
 
-    async def relay(self, rewrite: Rewrite, upstream: tuple[str, int], idle: asyncio.Timeout) -> None:
+    async def relay(self, rewrite: Rewrite, upstream: Upstream, idle: asyncio.Timeout) -> None:
         """Carry messages until the resolver has no more to say, or either side breaks off."""
         questions = asyncio.ensure_future(self._carry_questions(idle))
         try:
@@ -146,7 +146,7 @@ class _Stream:
         except OSError:
             self._to_resolver.transport.abort()
 
-    async def _carry_answers(self, rewrite: Rewrite, upstream: tuple[str, int], idle: asyncio.Timeout) -> None:
+    async def _carry_answers(self, rewrite: Rewrite, upstream: Upstream, idle: asyncio.Timeout) -> None:
         try:
             while (message := await _read(self._from_resolver)) is not None:
                 _postpone(idle)
