@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,9 @@ def test_each_changed_byte_makes_another_request_or_none(server, request_):
         (b"\x01\x00" + bytes(1297), "type"),
         (static_request((1, 0))[:-1] + b"\x01", "padding"),
         (static_request((1, 0))[:-1], "length"),
+        (static_request((1, 0)) + b"\0", "length"),
+        (static_request((1, 0))[:10], "shape"),
+        (b"\xf0\x00" + bytes(1000), "shape"),
         (ephemeral_request()[:-1], "shape"),
         (b"\xf0\x00\x00\x01\x04\x00\x02\x00\x00\x00\x20" + bytes(32), "node"),
         (b"\xf0\x00\x00\x01\x03\x00\x02\x8e\x03\x04\x80" + bytes(1152), "node"),
@@ -113,6 +117,21 @@ def test_any_node_number_and_length(depth, position, length):
     response = ANSWERING.answer(datagram + bytes(length))
     known = (depth, position) in NODES and len(the_tree().node((depth, position))) == length
     assert (response is not None) == known
+
+
+def test_no_datagram_is_dear(server):
+    """Dropping costs about as little as answering, whatever the datagram looks like: 200 us would be a weapon."""
+    dear = [
+        b"\xf0\x00" + bytes(1400),
+        b"\xf0\x00\x00\x01\x03\x00\x02" + bytes(1400),
+        b"\xf2\x00" + bytes(1400),
+        bytes(1400),
+    ]
+    begun = time.process_time()
+    for _ in range(1000):
+        for datagram in dear:
+            assert server.answer(datagram) is None
+    assert (time.process_time() - begun) / (1000 * len(dear)) < 20e-6
 
 
 # --- over real sockets, on the loopback of a network namespace that ends with its process ---
