@@ -18,6 +18,9 @@ from pqtun.protocol.errors import MessageError
 from pqtun.protocol.keytree import NodeId, is_node, node_length
 
 
+_MAX_FIELDS = 3  # no datagram has more, and a forged one must not cost more
+
+
 @dataclass(frozen=True, slots=True)
 class StaticRequest:
     """Asks for one node of the key tree."""
@@ -114,6 +117,8 @@ def _unpack(datagram: bytes) -> list[bytes]:
         if start > len(datagram) or offset > len(datagram):
             raise MessageError("length")
         fields.append(datagram[start:offset])
+        if len(fields) > _MAX_FIELDS:
+            raise MessageError("shape")
     return fields
 
 

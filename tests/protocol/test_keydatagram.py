@@ -69,6 +69,14 @@ def test_random_bytes_are_refused(data, kind):
             parse(kind + data)
 
 
+@pytest.mark.parametrize("kind", [b"\xf0\0", b"\xf1\0", b"\xf3\0"])
+def test_many_empty_fields_are_refused(kind):
+    for fields in (4, 2000):
+        for parse in (kd.parse_request, kd.parse_response):
+            with pytest.raises(MessageError):
+                parse(kind + bytes(2 * fields))
+
+
 def test_makers_refuse_other_sizes():
     with pytest.raises(ValueError, match="size"):
         kd.static_response((3, 0), bytes(1151))
