@@ -63,11 +63,6 @@ class OriginalDestinations:
             return None
         return socket.inet_ntop(sock.family, packed), DNS_PORT
 
-    def close(self) -> None:
-        """Close the socket with events and forget all flows."""
-        self._events.close()
-        self._flows.clear()
-
     def _read_events(self) -> None:
         while True:
             try:
