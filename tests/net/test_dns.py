@@ -74,6 +74,9 @@ def net() -> Iterator[Net]:
             *(f"--txt-record=large.example.net,{i:03}{'x' * 200}" for i in range(10)),
         )
         made.dnsmasq(made.names.server, "--address=/plain.example.net/203.0.113.77")
+        for address in (RESOLVER6, SERVER6):  # for two seconds the link-local addresses of new devices do not work
+            ping = ("ping", "-q", "-c1", "-W1", address)
+            wait_until(lambda ping=ping: lab.run(made.names.client, *ping, check=False).returncode == 0, 10, address)
         yield made
 
 
