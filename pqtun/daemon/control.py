@@ -31,7 +31,8 @@ class ControlSocket:
 
     async def start(self) -> None:
         """Begin to serve."""
-        self._server = await asyncio.start_unix_server(self._serve, sock=self._sock, limit=MAX_REQUEST)
+        # Not start_unix_server: Python 3.13's wants to remove the socket's file, which is the parent's to do.
+        self._server = await asyncio.start_server(self._serve, sock=self._sock, limit=MAX_REQUEST)
 
     async def close(self) -> None:
         """Stop serving and end all connections."""
