@@ -1,4 +1,5 @@
 import sqlite3
+from contextlib import closing
 from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
@@ -135,7 +136,7 @@ def test_use_is_written_seldom(book, clock, tmp_path):
     peer = book.met(KEY, "pq1k.example.net", [A], nobody)
 
     def stored():
-        with sqlite3.connect(tmp_path / "peers.sqlite") as db:
+        with closing(sqlite3.connect(tmp_path / "peers.sqlite")) as db:
             return db.execute("SELECT last_used FROM peer").fetchone()[0]
 
     clock.now += 10
