@@ -95,14 +95,15 @@ class Connector:
     def __init__(self, cache: ServerKeyCache, clock: Callable[[], float]) -> None:
         self._cache = cache
         self._clock = clock
-        self._downloads: dict[bytes, asyncio.Task[ServerPublicKey]] = {}
+        # By key hash and key server: one that fails must not fail what another serves under the same hash.
+        self._downloads: dict[tuple[bytes, Address], asyncio.Task[ServerPublicKey]] = {}
         self._slots = asyncio.Semaphore(MAX_DOWNLOADS)
 
     async def session(self, peer: Peer, ports: Ports, on_progress: Progress | None = None) -> tuple[bytes, Session]:
         """Return a handshake datagram for the peer and the session that it begins. Raises ConnectError."""
         try:
             with connected_socket(ports.key_server) as sock:
-                key = await self._server_key(peer.keyhash, sock, on_progress)
+                key = await self._server_key(peer.keyhash, ports.key_server, sock, on_progress)
                 ephemeral = await fetch_ephemeral(sock, clock=self._clock)
             return initiate(key, ephemeral)
         except DownloadError as error:
@@ -112,19 +113,21 @@ class Connector:
         except OSError as error:
             raise ConnectError("network", f"key server {_text(ports.key_server)}: {error.strerror}") from None
 
-    async def _server_key(self, keyhash: bytes, sock: socket.socket, on_progress: Progress | None) -> ServerPublicKey:
+    async def _server_key(
+        self, keyhash: bytes, key_server: Address, sock: socket.socket, on_progress: Progress | None
+    ) -> ServerPublicKey:
         cached = self._cache.get(keyhash)
         if cached is not None:
             return cached
-        running = self._downloads.get(keyhash)
+        running = self._downloads.get((keyhash, key_server))
         if running is not None:
             return await asyncio.shield(running)
         task = asyncio.ensure_future(self._download(keyhash, sock, on_progress))
-        self._downloads[keyhash] = task
+        self._downloads[keyhash, key_server] = task
         try:
             return await task
         finally:
-            del self._downloads[keyhash]
+            del self._downloads[keyhash, key_server]
 
     async def _download(self, keyhash: bytes, sock: socket.socket, on_progress: Progress | None) -> ServerPublicKey:
         async with self._slots:

@@ -76,6 +76,23 @@ def test_a_wrong_key_is_refused(tmp_path):
     asyncio.run(test())
 
 
+def test_a_silent_key_server_does_not_hold_up_another(tmp_path):
+    """Both are announced with the same key; anybody can announce it with a key server of his own."""
+
+    async def test():
+        with key_server() as (_, _, ports), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            made = Connector(ServerKeyCache(tmp_path, 10), clock)
+            waiting = asyncio.ensure_future(made.session(peer(), Ports(("127.0.0.1", 1), silent.getsockname())))
+            await asyncio.sleep(0)  # it has begun
+            await asyncio.wait_for(made.session(peer(), ports), 5)
+            assert not waiting.done()
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+
+    asyncio.run(test())
+
+
 def test_no_key_server(tmp_path):
     async def test():
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
