@@ -197,6 +197,11 @@ def run_client(settings: ClientSettings, chosen: frozenset[str]) -> int:
         if tun.address != settings.address:
             log.warning("%s is in use on this host: using %s", settings.address.network, tun.address.network)
 
+        for resolver in host.link_local_resolvers():
+            log.warning(
+                "lookups through the link-local resolver %s are not seen: name another in resolv.conf", resolver
+            )
+
         async def body(ready: Callable[[], None], stop: asyncio.Event) -> None:
             service = ClientService(settings, tun, make_engine(tun, udp, clock.boottime))
             await _serve(service, dns, control_sock, ready, stop)

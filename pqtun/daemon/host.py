@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
+from pathlib import Path
 from typing import Any, Final
 
 from pyroute2 import IPRoute
@@ -24,6 +25,17 @@ _SO_SNDBUFFORCE: Final = 32
 # linux/in.h. Datagrams go without DF: on a path with a smaller MTU routers cut them, where else they would be lost.
 _IP_MTU_DISCOVER: Final = 10
 _IP_PMTUDISC_DONT: Final = 0
+
+
+def link_local_resolvers(resolv_conf: Path = Path("/etc/resolv.conf")) -> list[str]:
+    """Return the nameservers of resolv.conf(5) with a link-local address: lookups through them cannot be redirected."""
+    try:
+        lines = resolv_conf.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    words = (line.split() for line in lines)
+    servers = [word[1] for word in words if len(word) > 1 and word[0] == "nameserver"]
+    return [server for server in servers if server.lower().startswith(("fe8", "fe9", "fea", "feb"))]  # fe80::/10
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,7 @@ from pqtun.protocol.names import Announcement
 log = logging.getLogger(__name__)
 
 MAX_ADDRESSES: Final = 8  # real addresses kept for a peer; more in one answer are left out
+MAX_ALIASES_TRIED: Final = 64  # peers with one key that an answer under a new name is compared with
 SAVE_INTERVAL: Final = 60.0  # seconds between writes of "last used" for one peer
 # A private address is given to somebody else only when no program can still remember it: after a day if there was
 # ever a tunnel, soon if there was none (anybody can make this host look up names that announce keys nobody has).
@@ -65,7 +67,7 @@ class PeerBook:
         self._now = wall_clock
         self._next_number = _FIRST_HOST  # none below it is free
         self._peers: dict[IPv4Address, Peer] = {}
-        self._by_hash: dict[bytes, set[IPv4Address]] = {}
+        self._by_hash: dict[bytes, dict[str, IPv4Address]] = {}
         try:
             self._db = self._open(path)
         except sqlite3.OperationalError as error:
@@ -141,17 +143,15 @@ class PeerBook:
     ) -> Peer | None:
         """Return the peer that an answer announces, a new one if it is not known yet.
 
-        Known is a peer with this key and one of these real addresses; else one with this key and name, which has
-        moved. Two servers that share a key are two peers. None when every private address is taken: ``in_use`` says
-        whether something needs one now.
+        Known is a peer with this key and name, which may have moved; else one with this key that the answer adds nothing
+        to: a second name for one server. Only answers for a peer's own name change where it is, for anybody can
+        announce somebody else's key. Two servers that share a key are two peers. None when every private address is
+        taken: ``in_use`` says whether something needs one now.
         """
         real = tuple(dict.fromkeys(addresses))[:MAX_ADDRESSES]
         name = name.lower().rstrip(".")
-        known = [self._peers[inner] for inner in self._by_hash.get(announcement.keyhash, ())]
-        found = next((peer for peer in known if set(peer.addresses) & set(real)), None)
-        if found is None:
-            found = next((peer for peer in known if peer.name == name), None)
         now = self._now()
+        found = self._known(announcement, name, real)
         if found is None:
             number = self._free_number(now, in_use)
             inner = None if number is None else self._inner(number)
@@ -159,15 +159,27 @@ class PeerBook:
                 return None
             ports = announcement.port, announcement.key_port
             peer = Peer(number, inner, announcement.keyhash, name, real, *ports, False, now)
+        elif found.name == name:
+            peer = replace(found, addresses=real, port=announcement.port, key_port=announcement.key_port)
         else:
-            peer = replace(
-                found, name=name, addresses=real, port=announcement.port, key_port=announcement.key_port, last_used=now
-            )
-            if replace(peer, last_used=found.last_used) == found and 0 <= now - found.last_used < SAVE_INTERVAL:
-                return found
+            peer = found
+        if found is not None and peer == found and 0 <= now - found.last_used < SAVE_INTERVAL:
+            return found
+        peer = replace(peer, last_used=now)
         self._save(peer)
         self._remember(peer)
         return peer
+
+    def _known(self, announcement: Announcement, name: str, real: tuple[IPv4Address, ...]) -> Peer | None:
+        names = self._by_hash.get(announcement.keyhash, {})
+        if name in names:
+            return self._peers[names[name]]
+        for inner in islice(names.values(), MAX_ALIASES_TRIED):
+            peer = self._peers[inner]
+            same_ports = (peer.port, peer.key_port) == (announcement.port, announcement.key_port)
+            if same_ports and set(real) <= set(peer.addresses):
+                return peer
+        return None
 
     def used(self, inner: IPv4Address) -> None:
         """Note that a peer has a tunnel and packets flow, so that it keeps its address."""
@@ -183,7 +195,7 @@ class PeerBook:
 
     def _remember(self, peer: Peer) -> None:
         self._peers[peer.inner] = peer
-        self._by_hash.setdefault(peer.keyhash, set()).add(peer.inner)
+        self._by_hash.setdefault(peer.keyhash, {})[peer.name] = peer.inner
 
     def _save(self, peer: Peer) -> None:
         values = (
@@ -217,6 +229,6 @@ class PeerBook:
 
     def _forget(self, peer: Peer) -> None:
         del self._peers[peer.inner]
-        self._by_hash[peer.keyhash].discard(peer.inner)
+        del self._by_hash[peer.keyhash][peer.name]
         if not self._by_hash[peer.keyhash]:
             del self._by_hash[peer.keyhash]

@@ -45,3 +45,12 @@ def test_a_port_in_use_is_named():
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"UDP port {port} is in use .* --key-port"):
             host.bind_udp(port, "--key-port")
+
+
+def test_link_local_resolvers(tmp_path):
+    file = tmp_path / "resolv.conf"
+    assert host.link_local_resolvers(file) == []
+    file.write_text(
+        "# nameserver fe80::9\nsearch x\nnameserver\nnameserver 192.0.2.1\nnameserver FE80::1%eth0\nnameserver fec0::1\n"
+    )
+    assert host.link_local_resolvers(file) == ["FE80::1%eth0"]

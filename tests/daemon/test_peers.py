@@ -57,7 +57,17 @@ def test_a_server_that_moved_keeps_its_private_address(book):
 
 def test_another_name_for_the_same_server_shares_its_private_address(book):
     first = book.met(KEY, "pq1k.example.net", [A, B], nobody)
-    assert book.met(KEY, "pq1k.example.org", [B, C], nobody).inner == first.inner
+    assert book.met(KEY, "pq1k.example.org", [B], nobody) == first
+
+
+def test_only_its_own_name_moves_a_peer(book):
+    first = book.met(KEY, "pq1k.example.net", [A], nobody)
+    other_ports = Announcement(KEY.keyhash, 1, 2)
+    for announcement, addresses in ((KEY, [C, A]), (KEY, [C]), (other_ports, [A])):
+        stranger = book.met(announcement, f"pq1k.{len(book)}.example.org", addresses, nobody)
+        assert stranger.inner != first.inner
+    assert book.by_inner(first.inner) == first
+    assert len(book) == 4
 
 
 def test_two_servers_with_one_key_are_two_peers(book):
