@@ -143,10 +143,10 @@ class PeerBook:
     ) -> Peer | None:
         """Return the peer that an answer announces, a new one if it is not known yet.
 
-        Known is a peer with this key and name, which may have moved; else one with this key that the answer adds nothing
-        to: a second name for one server. Only answers for a peer's own name change where it is, for anybody can
-        announce somebody else's key. Two servers that share a key are two peers. None when every private address is
-        taken: ``in_use`` says whether something needs one now.
+        Known is a peer with this key and name, which may have moved; else one with this key that the answer adds
+        nothing to: a second name for one server. Only answers for a peer's own name change where it is, for anybody
+        can announce somebody else's key. Two servers that share a key are two peers. None when every private address
+        is taken: ``in_use`` says whether something needs one now.
         """
         real = tuple(dict.fromkeys(addresses))[:MAX_ADDRESSES]
         name = name.lower().rstrip(".")
