@@ -11,6 +11,7 @@ _HELP = {
     "address": ("ADDRESS/LENGTH", "own private address and subnet"),
     "deliver_to": ("IP", "local address that clients' packets are delivered to, in place of the own private one"),
     "engine": ("NAME", "packet engine: auto, native or python"),
+    "incoming": ("block|allow", "whether servers may begin connections to this host through their tunnel"),
     "interface": ("NAME", "name of the TUN interface"),
     "key_port": ("N", "UDP port of the key server"),
     "keys": ("DIR", "key directory"),

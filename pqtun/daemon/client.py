@@ -207,7 +207,10 @@ def run_client(settings: ClientSettings, chosen: frozenset[str]) -> int:
             await _serve(service, dns, control_sock, ready, stop)
 
         handed = [udp.close, tun.file.close, dns.close, control_sock.close]
-        return supervise("client", user, body, handed, lambda: closing(Redirect(dns.port, user.pw_uid)))
+        guarded = settings.interface if settings.incoming == "block" else None
+        return supervise(
+            "client", user, body, handed, lambda: closing(Redirect(dns.port, user.pw_uid, guarded=guarded))
+        )
 
 
 async def _serve(

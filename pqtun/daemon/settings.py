@@ -25,6 +25,7 @@ MAX_MTU: Final = 4040  # PQConnect reads datagrams of up to 4096 bytes, 56 of th
 _CLIENT_INTERFACE: Final = IPv4Interface(CLIENT_ADDRESS)
 _SERVER_INTERFACE: Final = IPv4Interface(SERVER_ADDRESS)
 
+INCOMING: Final = ("block", "allow")
 ENGINES: Final = ("auto", "native", "python")
 
 
@@ -46,6 +47,7 @@ class ClientSettings(CommonSettings):
     address: IPv4Interface = _CLIENT_INTERFACE
     interface: str = "pqtcli0"
     state: Path = STATE_DIRECTORY
+    incoming: str = "block"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +112,13 @@ def engine(value: object) -> str:
     return str(value)
 
 
+def incoming(value: object) -> str:
+    """Whether servers may begin connections to this host. Raises ValueError."""
+    if value not in INCOMING:
+        raise ValueError(f"choose one of {', '.join(INCOMING)}")
+    return str(value)
+
+
 def interface(value: object) -> str:
     """A network interface name (dev_valid_name in the kernel: 1 to 15 bytes). Raises ValueError."""
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", value) or value in (".", ".."):
@@ -144,6 +153,7 @@ PARSERS: Final[Mapping[str, Callable[[object], Any]]] = {
     "address": subnet,
     "deliver_to": address,
     "engine": engine,
+    "incoming": incoming,
     "interface": interface,
     "key_port": port,
     "keys": path,

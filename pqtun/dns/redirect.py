@@ -40,6 +40,15 @@ add rule inet {table} output meta skuid {uid} accept
 add rule inet {table} output ip6 daddr fe80::/10 accept
 add rule inet {table} output meta l4proto {{ tcp, udp }} th dport {dns} redirect to :{port}
 """
+# Anybody can announce a server and have this host make a tunnel to it. Through the tunnel such a server would reach
+# whatever listens on all addresses of this host, past the router or firewall that keeps others away from it.
+_GUARD_RULES: Final = """\
+add chain inet {table} input {{ type filter hook input priority 0; policy accept; }}
+add rule inet {table} input iifname != "{interface}" accept
+add rule inet {table} input ct state {{ established, related }} accept
+add rule inet {table} input meta l4proto icmp accept
+add rule inet {table} input counter drop
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +116,11 @@ def _events(port: int) -> socket.socket:
 class Redirect:
     """The nftables table that sends all lookups of this network namespace, but the worker's, to the proxy."""
 
-    def __init__(self, port: int, worker_uid: int, table: str = TABLE) -> None:
+    def __init__(self, port: int, worker_uid: int, table: str = TABLE, *, guarded: str | None = None) -> None:
         """Make the table: UDP and TCP to port 53 go to ``port`` on the loopback, unless ``worker_uid`` sent them.
 
+        What comes in through the interface ``guarded`` is dropped unless it is ICMP or belongs to a connection that
+        was begun here.
         Raises UserError without libnftables, without CAP_NET_ADMIN, if the kernel cannot do it, and if the table is
         there already: another client runs.
         """
@@ -121,6 +132,8 @@ class Redirect:
                     f" (or, if none does, remove it: nft delete table inet {table})"
                 )
             rules = _RULES.format(table=table, uid=worker_uid, zone=ZONE, dns=DNS_PORT, port=port)
+            if guarded is not None:
+                rules += _GUARD_RULES.format(table=table, interface=guarded)
             fault = self._nft.run(rules)
             if fault is not None:
                 raise UserError(_explain(fault))
