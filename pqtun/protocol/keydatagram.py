@@ -17,7 +17,6 @@ from pqtun.protocol.constants import (
 from pqtun.protocol.errors import MessageError
 from pqtun.protocol.keytree import NodeId, is_node, node_length
 
-
 _MAX_FIELDS = 3  # no datagram has more, and a forged one must not cost more
 
 
