@@ -219,24 +219,6 @@ def noise(lab: Lab, ns: str, port: int, count: int, seed: str) -> None:
     python(lab, ns, _NOISE, str(port), str(count), seed, timeout=60)
 
 
-def secrets_of(server: PqtunServer) -> list[bytes]:
-    """Pieces of the secret key files, to be looked for where they must not be."""
-    return [(server.keys / name).read_bytes()[:16] for name in ("mceliece_sk", "x25519_sk", "session_key")]
-
-
 def tree(directory: Path) -> set[str]:
     """All files and directories below one."""
     return {os.path.relpath(os.path.join(at, name), directory) for at, d, f in os.walk(directory) for name in d + f}
-
-
-def wait_for(daemon: Daemon, **states: str) -> dict[str, Any]:
-    """Wait until each peer, given as name=state, has that state; the status document."""
-
-    def reached() -> dict[str, Any] | None:
-        document = status(daemon)
-        found = {peer["name"].split(".")[0]: peer["state"] for peer in document["peers"]}
-        return document if all(found.get(name) == state for name, state in states.items()) else None
-
-    result = wait_until(reached, 15, f"{states}")
-    assert result is not None
-    return result
