@@ -20,7 +20,7 @@ from pqtun.protocol.names import make_label, parse_name
 from tests.net import pqtun
 from tests.net.lab import SERVER4, SERVER6, Lab, standard_topology
 from tests.net.pqtun import PqtunClient, PqtunServer
-from tests.net.process import LabError, Process, wait_until
+from tests.net.process import LabError, Process
 
 HOST, PLAIN = "www.example.net", "plain.example.net"
 SOA = "example.net. 60 IN SOA ns.example.net. host.example.net. 1 60 60 60 60\n"
