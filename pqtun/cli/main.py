@@ -12,6 +12,7 @@ from pqtun.protocol.errors import UserError
 
 USAGE_ERROR = 2  # argparse's own exit code
 FAILURE = 1
+_FIRST_OWN_DESCRIPTOR = 3
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0 done, 1 failed (one line on stderr says why), 2 wrong usage."""
+    _open_standard_descriptors()
     options = parser().parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="pqtun: %(message)s")
     logging.getLogger("pqtun").setLevel(logging.DEBUG if getattr(options, "verbose", False) else logging.INFO)
@@ -44,6 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
         return FAILURE
+
+
+def _open_standard_descriptors() -> None:
+    """Have /dev/null in the place of what was closed at start, or the next files would get the numbers 0 to 2.
+
+    What is printed, by libraries too, would go into them.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) < _FIRST_OWN_DESCRIPTOR:
+        pass
+    os.close(fd)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
 
 
 if __name__ == "__main__":
