@@ -19,7 +19,7 @@ from pqtun.daemon.peers import Peer, PeerBook
 from pqtun.daemon.rundir import RunDirectory
 from pqtun.daemon.settings import ClientSettings
 from pqtun.daemon.state import prepare_state
-from pqtun.daemon.supervisor import supervise
+from pqtun.daemon.supervisor import prepare, supervise
 from pqtun.dns.answer import rewrite
 from pqtun.dns.origin import OriginalDestinations
 from pqtun.dns.proxy import DnsProxy
@@ -186,6 +186,7 @@ def run_client(settings: ClientSettings, chosen: frozenset[str]) -> int:
     privilege.require_root("pqtun client")
     check_engine(settings.engine)
     user = privilege.find_user(settings.user)
+    prepare()
     with ExitStack() as stack:
         run = stack.enter_context(closing(RunDirectory(settings.run, "client")))
         prepare_state(settings.state, user)
@@ -209,7 +210,12 @@ def run_client(settings: ClientSettings, chosen: frozenset[str]) -> int:
         handed = [udp.close, tun.file.close, dns.close, control_sock.close]
         guarded = settings.interface if settings.incoming == "block" else None
         return supervise(
-            "client", user, body, handed, lambda: closing(Redirect(dns.port, user.pw_uid, guarded=guarded))
+            "client",
+            user,
+            body,
+            handed=handed,
+            kept=[run.leave_to_parent],
+            guard=lambda: closing(Redirect(dns.port, user.pw_uid, guarded=guarded)),
         )
 
 

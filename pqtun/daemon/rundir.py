@@ -22,22 +22,37 @@ class RunDirectory:
     """Holds the lock of one service. ``close`` leaves nothing behind."""
 
     def __init__(self, run: Path, role: str) -> None:
-        """Make the directory and take the lock. Raises UserError if another one runs or nothing can be written."""
+        """Make the directory and take the lock.
+
+        Raises UserError if another one runs, nothing can be written, or somebody else could swap the files.
+        """
         self._run = run
         self._role = role
         self._socket: Path | None = None
         self._pid = pid_path(run, role)
         try:
-            run.mkdir(mode=0o755, parents=True, exist_ok=True)
             self._fd = self._locked()
         except OSError as error:
             raise UserError(f"cannot write {error.filename or self._pid}: {error.strerror}; see --run") from None
-        os.ftruncate(self._fd, 0)
-        os.write(self._fd, f"{os.getpid()}\n".encode())
+        try:
+            os.ftruncate(self._fd, 0)
+            os.write(self._fd, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            self.close()
+            raise UserError(f"cannot write {self._pid}: {error.strerror}; see --run") from None
 
     def _locked(self) -> int:
         while True:
-            fd = os.open(self._pid, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            self._run.mkdir(mode=0o755, parents=True, exist_ok=True)
+            found = os.stat(self._run)
+            if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+                raise UserError(
+                    f"others may write to {self._run}: make it root's own (chown root, chmod 755), or use another --run"
+                )
+            try:
+                fd = os.open(self._pid, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            except FileNotFoundError:
+                continue  # a service that ended removed the directory after we had looked
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -62,7 +77,7 @@ class RunDirectory:
         try:
             sock.bind(str(path))
             self._socket = path
-            os.chown(path, 0, gid)
+            os.chown(path, 0, gid, follow_symlinks=False)
             sock.listen(16)
         except OSError as error:
             sock.close()
@@ -70,6 +85,10 @@ class RunDirectory:
         finally:
             os.umask(before)
         return sock
+
+    def leave_to_parent(self) -> None:
+        """Close the worker's copy of the locked pid file: it could write somebody else's pid there, or unlock it."""
+        os.close(self._fd)
 
     def close(self) -> None:
         """Remove the files, and the directory if it is empty."""

@@ -14,7 +14,7 @@ from pqtun.daemon.ending import stopped_or_failed
 from pqtun.daemon.engines import check_engine, make_engine
 from pqtun.daemon.rundir import RunDirectory
 from pqtun.daemon.settings import ServerSettings
-from pqtun.daemon.supervisor import supervise
+from pqtun.daemon.supervisor import prepare, supervise
 from pqtun.daemon.tenants import Tenants
 from pqtun.keys.directory import LongTermKey, open_key_files
 from pqtun.keys.ring import EphemeralRing
@@ -172,6 +172,7 @@ def run_server(settings: ServerSettings, chosen: frozenset[str]) -> int:
     user = privilege.find_user(settings.user)
     if settings.port == settings.key_port:
         raise UserError(f"--port and --key-port are both {settings.port}; choose two different ports")
+    prepare()
     with ExitStack() as stack:
         run = stack.enter_context(closing(RunDirectory(settings.run, "server")))
         key_files = stack.enter_context(closing(open_key_files(settings.keys)))
@@ -191,7 +192,7 @@ def run_server(settings: ServerSettings, chosen: frozenset[str]) -> int:
             await _serve(service, key_udp, control_sock, ready, stop)
 
         handed = [udp.close, key_udp.close, key_files.close, control_sock.close, tun.file.close]
-        return supervise("server", user, body, handed)
+        return supervise("server", user, body, handed=handed, kept=[run.leave_to_parent])
 
 
 async def _serve(

@@ -1,3 +1,4 @@
+import errno
 import os
 import socket
 import subprocess
@@ -50,3 +51,45 @@ def test_unusable_directories(tmp_path):
     with pytest.raises(UserError, match="--run"):
         run.listen(0)
     run.close()
+
+
+@pytest.mark.root
+def test_others_must_not_write_to_it(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    run.chmod(0o777)
+    with pytest.raises(UserError, match=r"others may write to .*--run"):
+        RunDirectory(run, "client")
+    run.chmod(0o755)
+    os.chown(run, 65534, 65534)
+    with pytest.raises(UserError, match=r"others may write to .*--run"):
+        RunDirectory(run, "client")
+    assert not list(run.iterdir())
+
+
+def test_a_directory_that_goes_away_meanwhile_is_made_again(tmp_path, monkeypatch):
+    """By another service that ends while this one starts."""
+    real_open, run = os.open, tmp_path / "run"
+    times = []
+
+    def open_late(path, *arguments):
+        if not times:
+            run.rmdir()
+        times.append(path)
+        return real_open(path, *arguments)
+
+    monkeypatch.setattr(os, "open", open_late)
+    directory = RunDirectory(run, "client")
+    assert len(times) == 2
+    assert pid_path(run, "client").exists()
+    directory.close()
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(UserError, match="No space left on device; see --run"):
+        RunDirectory(tmp_path / "run", "client")
+    assert not (tmp_path / "run").exists()

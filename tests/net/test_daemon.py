@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 
@@ -107,6 +109,16 @@ def test_ends_when_its_whole_process_group_is_interrupted(daemon: Daemon) -> Non
     process = started(daemon)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(2) == 0
+    assert_nothing_left(daemon)
+    assert "Traceback" not in process.output()
+
+
+def test_told_to_end_while_it_starts(daemon: Daemon) -> None:
+    """As soon as there is something to leave behind."""
+    process = daemon.launch()
+    wait_until(lambda: (daemon.run_directory / f"{daemon.role}.pid").exists(), 10, "the pid file", interval=0.001)
+    process.signal(signal.SIGTERM)
+    assert process.wait(2) == 0, process.output()
     assert_nothing_left(daemon)
     assert "Traceback" not in process.output()
 
@@ -344,3 +356,74 @@ def test_status_of_nothing(daemon: Daemon) -> None:
     done = daemon.lab.run(daemon.ns, *argv, check=False, env=pqtun.environment())
     assert (done.returncode, done.stdout) == (1, "")
     assert f"no pqtun {daemon.role} runs with {daemon.run_directory}" in done.stderr
+
+
+def test_signals_are_ours_whoever_starts_us(daemon: Daemon) -> None:
+    """Where the end of children is ignored, a client would go on to redirect lookups to nobody."""
+    command = daemon.launch().argv[4:]
+    assert daemon.process is not None
+    daemon.process.kill()
+    daemon.process = daemon.lab.spawn(
+        daemon.ns, "sh", "-c", 'trap "" CHLD; exec "$@"', "sh", *command, env=pqtun.environment()
+    )
+    daemon.process.wait_output(f"{daemon.role} is ready", 20)
+    os.kill(status(daemon)["pid"], signal.SIGKILL)
+    assert daemon.process.wait(3) == 1
+    assert "ended unexpectedly (signal 9)" in daemon.process.output()
+    assert_nothing_left(daemon)
+
+
+def test_nohup_is_respected(daemon: Daemon) -> None:
+    command = daemon.launch().argv[4:]
+    assert daemon.process is not None
+    daemon.process.kill()
+    process = daemon.process = daemon.lab.spawn(daemon.ns, "nohup", *command, env=pqtun.environment())
+    process.wait_output(f"{daemon.role} is ready", 20)
+    os.killpg(process.pid, signal.SIGHUP)
+    process.signal(signal.SIGTERM)
+    assert process.wait(2) == 0
+    assert "stops (SIGTERM)" in process.output()
+
+
+def test_told_to_end_while_the_worker_cannot_start(make: Make) -> None:
+    daemon = make("client")
+    state = daemon.directory / "state"
+    state.mkdir()
+    with closing(sqlite3.connect(state / "peers.sqlite", isolation_level=None)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        process = daemon.launch()
+        wait_until(lambda: DEVICE["client"] in devices(daemon.lab, daemon.ns), 10, "the device")
+        process.signal(signal.SIGTERM)
+        assert process.wait(2) == 0, process.output()
+    assert_nothing_left(daemon)
+
+
+def test_closed_standard_descriptors(daemon: Daemon) -> None:
+    """No file of ours may get the numbers 0 to 2: what anything prints would go into it."""
+    command = daemon.launch().argv[4:]
+    assert daemon.process is not None
+    daemon.process.kill()
+    process = daemon.process = daemon.lab.spawn(
+        daemon.ns, "sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command, env=pqtun.environment()
+    )
+    socket = daemon.run_directory / f"{daemon.role}.sock"
+    wait_until(socket.exists, 10, "the control socket")
+    for pid in (process.pid, status(daemon)["pid"]):
+        assert {os.readlink(f"/proc/{pid}/fd/{number}") for number in range(3)} == {os.devnull}
+    assert stopped(daemon) == 0
+    assert_nothing_left(daemon)
+
+
+def test_the_worker_holds_no_lock_of_the_parent(daemon: Daemon) -> None:
+    """It could write a pid of its choice for others to kill."""
+    started(daemon)
+    worker = status(daemon)["pid"]
+    files = {os.path.realpath(entry) for entry in Path(f"/proc/{worker}/fd").iterdir()}  # some may close meanwhile
+    assert str(daemon.run_directory / f"{daemon.role}.pid") not in files
+
+
+def test_many_short_lives_one_after_the_other(daemon: Daemon) -> None:
+    for _ in range(5):
+        started(daemon)
+        assert stopped(daemon) == 0
+        assert_nothing_left(daemon)
