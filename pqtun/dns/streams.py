@@ -87,7 +87,8 @@ class StreamProxy:
             self._loop.call_exception_handler({"message": "a DNS connection failed", "exception": error})
 
     async def _serve(self, program: socket.socket, resolver: Upstream) -> None:
-        with contextlib.closing(program):
+        with contextlib.ExitStack() as ends:
+            ends.callback(program.close)
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     from_resolver, to_resolver = await asyncio.open_connection(*resolver)
@@ -95,15 +96,17 @@ class StreamProxy:
                 self._counters["tcp_unreachable"] += 1
                 program.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
                 return
-            with contextlib.closing(to_resolver):
-                from_program, to_program = await asyncio.open_connection(sock=program)
-                with contextlib.closing(to_program):
-                    stream = _Stream(from_program, to_resolver, from_resolver, to_program)
-                    try:
-                        async with asyncio.timeout(IDLE_SECONDS) as idle:
-                            await stream.relay(self._rewrite_counted, resolver, idle)
-                    except TimeoutError:
-                        self._counters["tcp_idle"] += 1
+            # Not close(): that waits for whoever does not read, with a descriptor that no longer counts.
+            ends.callback(to_resolver.transport.abort)
+            from_program, to_program = await asyncio.open_connection(sock=program)
+            ends.callback(to_program.transport.abort)
+            to_program.transport.set_write_buffer_limits(high=0)  # drain() waits until the kernel has everything
+            stream = _Stream(from_program, to_resolver, from_resolver, to_program)
+            try:
+                async with asyncio.timeout(IDLE_SECONDS) as idle:
+                    await stream.relay(self._rewrite_counted, resolver, idle)
+            except TimeoutError:
+                self._counters["tcp_idle"] += 1
 
     def _rewrite_counted(self, answer: bytes, upstream: Upstream) -> bytes:
         rewritten = self._rewrite(answer, upstream)

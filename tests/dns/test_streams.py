@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -246,5 +247,27 @@ def test_a_failing_rewrite_is_reported_and_ends_its_connection(monkeypatch: pyte
             assert await at_end(from_proxy)
             await until(lambda: b.streams.outstanding == 0)
         assert [type(failure) for failure in failures] == [ZeroDivisionError]
+
+    asyncio.run(run())
+
+
+def test_a_slow_program_gets_all_that_a_resolver_said_before_it_closed() -> None:
+    async def run() -> None:
+        async with bench() as b:
+            b.proxy.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # accepted sockets inherit it
+            slow = socket.socket()
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(slow, b.proxy.getsockname())
+            reader, writer = await b.upstream()
+            large = reply(1, "other").ljust(50000, b"\0")  # below the writer's mark: it is not waited for
+            writer.write(framed(large))
+            writer.close()
+            assert await at_end(reader)
+            from_proxy, to_proxy = await asyncio.open_connection(sock=slow)
+            b.writers.append(to_proxy)
+            assert await read(from_proxy) == large
+            assert await at_end(from_proxy)
+            await until(lambda: b.streams.outstanding == 0)
 
     asyncio.run(run())
