@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the records."""
     if not any(isinstance(address, IPv4Address) for address in arguments.addresses):
         raise UserError("--address needs at least one IPv4 address: clients reach the server over IPv4")
+    if arguments.port == arguments.key_port:
+        raise UserError(f"--port and --key-port are both {arguments.port}; the server needs two different ports")
     label = make_label(KeyTree(load_public(arguments.keys)).keyhash, arguments.port, arguments.key_port)
     records: list[dict[str, Any]] = []
     for host in arguments.hosts:
@@ -65,6 +67,11 @@ def _host(text: str) -> str:
     labels = name.split(".")
     if len(labels) < 2 or len(name) > _MAX_NAME or not all(map(_LABEL.fullmatch, labels)):
         raise UserError(f"{text!r} is no host name with a domain; write one such as www.example.net")
+    if len(labels) == 2:
+        # RFC 1034 section 3.6.2: a CNAME stands alone, and a zone's own name has SOA and NS records.
+        raise UserError(
+            f"{text!r} is a domain itself, which cannot be a CNAME; announce a name in it such as www.{name}"
+        )
     return name
 
 

@@ -53,17 +53,14 @@ class Ports:
 
 async def find_ports(peer: Peer, address: IPv4Address, resolver: Address | None) -> Ports:
     """Return a server's ports: from its pq1 label, else from TXT records (section 2), else the defaults."""
-    if peer.port is not None and peer.key_port is not None:
-        return Ports((str(address), peer.port), (str(address), peer.key_port))
-    port, key_server = SERVER_PORT, (str(address), KEY_SERVER_PORT)
-    if resolver is not None:
+    port, key_port = peer.port, peer.key_port
+    if resolver is not None and (port is None or key_port is None):
         port_texts, key_texts = await asyncio.gather(_texts(peer.name, resolver), _texts(f"ks.{peer.name}", resolver))
-        port = next(filter(None, map(parse_port_text, port_texts)), port)
+        port = port or next(filter(None, map(parse_port_text, port_texts)), None)
         for found in filter(None, map(parse_key_server_text, key_texts)):
-            if _is_ipv4(found[0]):
-                key_server = found
-                break
-    return Ports((str(address), port), key_server)
+            if key_port is None and _is_ipv4(found[0]):
+                return Ports((str(address), port or SERVER_PORT), found)
+    return Ports((str(address), port or SERVER_PORT), (str(address), key_port or KEY_SERVER_PORT))
 
 
 def _is_ipv4(text: str) -> bool:
@@ -132,10 +129,8 @@ class Connector:
     async def _download(self, keyhash: bytes, sock: socket.socket, on_progress: Progress | None) -> ServerPublicKey:
         async with self._slots:
             key = await fetch_server_key(sock, keyhash, clock=self._clock, on_progress=on_progress)
-        try:
-            self._cache.put(keyhash, key)
-        except OSError as error:
-            log.warning("cannot keep a server's key in the state directory: %s", error.strerror)
+        if not self._cache.put(keyhash, key):
+            log.warning("cannot keep a server's key in the state directory: is the disk full?")
         return key
 
 

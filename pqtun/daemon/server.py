@@ -1,6 +1,7 @@
 """The server service: answers handshakes, gives each client a private address, and serves its public key."""
 
 import asyncio
+import heapq
 import logging
 import socket
 from collections import Counter
@@ -25,10 +26,11 @@ from pqtun.protocol.constants import HANDSHAKE
 from pqtun.protocol.errors import MessageError, UserError
 from pqtun.protocol.keytree import KeyTree
 from pqtun.protocol.replay import ReplayMemory
-from pqtun.pump.engine import Control, Datagram, Dead, Engine, Event, Failed
+from pqtun.pump.engine import Control, Datagram, Dead, Engine, Event, Failed, Wanted
 
 log = logging.getLogger(__name__)
 
+EVICTED_PART: Final = 256  # one tunnel of so many goes when all private addresses are taken
 EXPIRE_SECONDS: Final = 1.0  # how late an ephemeral key may be erased
 
 
@@ -53,7 +55,10 @@ class ServerService:
         self._engine.start(self.handle)
 
     def close(self) -> None:
-        """Erase all keys and stop."""
+        """Tell the clients, erase all keys and stop."""
+        farewell = control.encode([control.Bye(control.BYE_STOPPING)], self._tun.address.ip)
+        for tid in self._tenants.tids():
+            self._engine.send_inner(tid, farewell)
         self._engine.close()
         self._ring.erase()
 
@@ -71,6 +76,8 @@ class ServerService:
                     self._datagram(data, source)
                 except MessageError as error:
                     self._counters[error.reason] += 1
+            case Wanted(inner):  # nobody has this address: a client that is gone, or never was
+                self._engine.drop_held(inner, unreachable=True)
             case Dead(tid):
                 self._tenants.release(tid)
             case Control(tid, packet):
@@ -136,10 +143,11 @@ class ServerService:
         self._engine.add_tunnel(session, inner, source)
 
     def _evict(self) -> None:
-        """Make room: the tunnel that was silent for longest goes."""
+        """Make room: the tunnels that were silent for longest go, a few at once, for to find them takes long."""
         tunnels = self._engine.stats().tunnels
-        if tunnels:
-            silent = min(tunnels, key=lambda tunnel: tunnel.last_received or tunnel.created)
+        for silent in heapq.nsmallest(
+            1 + len(tunnels) // EVICTED_PART, tunnels, key=lambda tunnel: tunnel.last_received or tunnel.created
+        ):
             self._engine.remove_tunnel(silent.tid)
             self._tenants.release(silent.tid)
             self._counters["evicted"] += 1

@@ -18,6 +18,10 @@ class Tenants:
     def __len__(self) -> int:
         return len(self._inner)
 
+    def tids(self) -> list[bytes]:
+        """Return the ids of all tunnels that have an address."""
+        return list(self._inner)
+
     def take(self, tid: bytes) -> IPv4Address | None:
         """Return an address for a new tunnel, None if all are taken."""
         network = self._own.network

@@ -18,6 +18,8 @@ FEATURE_RESUME: Final = 1 << 0
 FEATURE_IPV6_INSIDE: Final = 1 << 1
 FEATURE_PADDING: Final = 1 << 2
 
+BYE_STOPPING: Final = 0  # the program ends; nothing is wrong
+
 _IPV4_HEADER = Struct(">BBHHHBBH4s4s")
 _TLV = Struct(">BH")
 _HELLO = Struct(">BIH")

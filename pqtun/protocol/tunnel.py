@@ -81,8 +81,8 @@ class Tunnel:
     def open(self, datagram: bytes, now: float) -> bytes:
         """Return the plaintext of a datagram. Its key is erased and the sending side follows the peer's epoch.
 
-        Raises MessageError and leaves the state as it was: ``type``, ``tunnel_id``, ``authentication`` and the reasons
-        of ``ReceiveSchedule.candidate``.
+        Raises MessageError and leaves the state as it was: ``length``, ``tunnel_id``, ``authentication`` and the
+        reasons of ``ReceiveSchedule.candidate``.
         """
         if len(datagram) < TUNNEL_OVERHEAD:
             raise MessageError("length")

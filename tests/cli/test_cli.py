@@ -106,6 +106,8 @@ def test_announce_json_with_ports(run, public_keys):
         (["announce", "www", "--address", "192.0.2.1"], 1, "'www' is no host name with a domain"),
         (["announce", "a b.example", "--address", "192.0.2.1"], 1, "is no host name"),
         (["announce", "a-.example", "--address", "192.0.2.1"], 1, "is no host name"),
+        (["announce", "example.net", "--address", "192.0.2.1"], 1, "announce a name in it such as www.example.net"),
+        (["announce", "w.x.y", "--address", "192.0.2.1", "--port", "9", "--key-port", "9"], 1, "two different ports"),
         (["announce", "www.example.net", "--address", "2001:db8::1"], 1, "at least one IPv4 address"),
         (["announce", f"www.{'.'.join(['x' * 63] * 3)}", "--address", "192.0.2.1"], 1, "too long"),
         (["announce", "www.example.net", "--address", "192.0.2.300"], 2, "'192.0.2.300' is no IP address"),

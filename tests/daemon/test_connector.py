@@ -177,6 +177,11 @@ def test_ports_from_txt_records(texts, tunnel, key_server):
     asyncio.run(test())
 
 
+def test_one_port_of_the_label_and_one_default():
+    assert asyncio.run(find_ports(peer(443), ADDRESS, None)) == Ports(("127.0.0.1", 443), ("127.0.0.1", 42425))
+    assert asyncio.run(find_ports(peer(None, 853), ADDRESS, None)) == Ports(("127.0.0.1", 42424), ("127.0.0.1", 853))
+
+
 def test_ports_from_the_label_need_no_lookup():
     ports = asyncio.run(find_ports(peer(443, 853), ADDRESS, ("192.0.2.1", 53)))
     assert ports == Ports(("127.0.0.1", 443), ("127.0.0.1", 853))

@@ -13,7 +13,7 @@ from pqtun.protocol import control
 from pqtun.protocol.handshake import EphemeralPublicKey, initiate
 from pqtun.protocol.keydatagram import ephemeral_request, parse_response
 from pqtun.protocol.keytree import KeyTree
-from pqtun.pump.engine import Alive, Control, Datagram, Dead, EngineStats, Failed, TunnelStats
+from pqtun.pump.engine import Alive, Control, Datagram, Dead, EngineStats, Failed, TunnelStats, Wanted
 from tests.protocol.vectors import key_file, public_key, secret_key
 
 SOURCE = ("192.0.2.9", 42423)
@@ -26,7 +26,11 @@ class RecordingEngine:
         self.listener: Callable | None = None
         self.tunnels = {}
         self.sent = []
+        self.dropped = []
         self.closed = False
+
+    def drop_held(self, inner, *, unreachable):
+        self.dropped.append((inner, unreachable))
 
     def start(self, listener):
         self.listener = listener
@@ -144,6 +148,24 @@ def test_control_packets():
         assert len(engine.sent) == 1
         service.handle(Control(session.tid, control.encode([control.Bye(0)], IPv4Address("10.43.0.1"))))
         assert not engine.tunnels
+
+    with_service(test)
+
+
+def test_packets_to_nobody_are_refused_and_not_kept():
+    def test(service, engine):
+        service.handle(Wanted(IPv4Address("10.42.0.5")))
+        assert engine.dropped == [(IPv4Address("10.42.0.5"), True)]
+
+    with_service(test)
+
+
+def test_clients_are_told_of_the_end():
+    def test(service, engine):
+        _, session = connect(service)
+        service.close()
+        assert [(tid, control.parse(packet)) for tid, packet in engine.sent] == [(session.tid, [control.Bye(0)])]
+        engine.sent.clear()
 
     with_service(test)
 
