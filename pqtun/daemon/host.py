@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,6 +60,17 @@ def networks_in_use(ipr: Any) -> list[IPv4Network]:
         if destination and route["dst_len"] > 1:  # two routes with one bit each are a default route too
             networks.append(IPv4Network((destination, route["dst_len"]), strict=False))
     return networks
+
+
+def check_own_address(address: IPv4Address, option: str) -> None:
+    """Raise UserError that names ``option`` unless an interface other than the loopback has this address.
+
+    What arrives through a tunnel is for this host only, and the kernel takes nothing from outside for the loopback.
+    """
+    with IPRoute() as ipr:
+        own = {str(message.get_attr("IFA_LOCAL")) for message in ipr.get_addr(family=socket.AF_INET)}
+    if address.is_loopback or str(address) not in own:
+        raise UserError(f"{option} {address}: name an address that one of this host's network interfaces has")
 
 
 def free_subnet(wanted: IPv4Interface, used: Iterable[IPv4Network]) -> IPv4Interface:

@@ -188,6 +188,8 @@ def run_server(settings: ServerSettings, chosen: frozenset[str]) -> int:
         key_udp = stack.enter_context(host.bind_udp(settings.key_port, "--key-port"))
         tun = host.make_tun(settings.interface, settings.address, settings.mtu, movable="address" not in chosen)
         stack.enter_context(tun.file)
+        if settings.deliver_to is not None:
+            host.check_own_address(settings.deliver_to, "--deliver-to")
         control_sock = stack.enter_context(run.listen(user.pw_gid))
         if tun.address != settings.address:
             log.warning("%s is in use on this host: using %s", settings.address.network, tun.address.network)
