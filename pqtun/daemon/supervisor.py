@@ -41,17 +41,18 @@ def supervise(
     role: str,
     user: pwd.struct_passwd,
     body: Body,
-    *,
     handed: Iterable[Callable[[], None]],
-    kept: Iterable[Callable[[], None]],
     guard: Callable[[], AbstractContextManager[object]] = nullcontext,
+    *,
+    kept: Iterable[Callable[[], None]] = (),
 ) -> int:
     """Run ``body`` in a worker process as ``user`` and wait for its end or a signal; return the exit code.
 
     ``handed``: what closes the parent's copies of the worker's descriptors, so that they end with the worker; ``kept``:
     what closes the worker's copies of the parent's. ``guard`` is entered in the parent once the worker serves, and left
-    when it is over. Raises UserError if the worker or the guard cannot start. ``prepare`` comes first.
+    when it is over. Raises UserError if the worker or the guard cannot start.
     """
+    prepare()
     reader, writer = os.pipe()
     parent = os.getpid()
     pid = os.fork()
