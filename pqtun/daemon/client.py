@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -189,7 +190,8 @@ def run_client(settings: ClientSettings, chosen: frozenset[str]) -> int:
     prepare()
     with ExitStack() as stack:
         run = stack.enter_context(closing(RunDirectory(settings.run, "client")))
-        prepare_state(settings.state, user)
+        state = prepare_state(settings.state, user)
+        stack.callback(os.close, state)
         udp = stack.enter_context(host.bind_udp(settings.port, "--port"))
         tun = host.make_tun(settings.interface, settings.address, settings.mtu, movable="address" not in chosen)
         stack.enter_context(tun.file)
@@ -214,7 +216,7 @@ def run_client(settings: ClientSettings, chosen: frozenset[str]) -> int:
             user,
             body,
             handed=handed,
-            kept=[run.leave_to_parent],
+            kept=[run.leave_to_parent, lambda: os.close(state)],
             guard=lambda: closing(Redirect(dns.port, user.pw_uid, guarded=guarded)),
         )
 

@@ -389,6 +389,7 @@ def test_told_to_end_while_the_worker_cannot_start(make: Make) -> None:
     daemon = make("client")
     state = daemon.directory / "state"
     state.mkdir()
+    os.chown(state, NOBODY, NOBODY)
     with closing(sqlite3.connect(state / "peers.sqlite", isolation_level=None)) as database:
         database.execute("BEGIN EXCLUSIVE")
         process = daemon.launch()
