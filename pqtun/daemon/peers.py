@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface
 from itertools import islice
+from math import inf
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,8 @@ SAVE_INTERVAL: Final = 60.0  # seconds between writes of "last used" for one pee
 # ever a tunnel, soon if there was none (anybody can make this host look up names that announce keys nobody has).
 FORGET_AFTER: Final = 24 * 3600.0
 FORGET_UNPROVEN_AFTER: Final = 600.0
+MAX_PEERS: Final = 0xFFFF  # however large the subnet is: some 50 MB
+SEARCH_INTERVAL: Final = 5.0  # seconds between searches of a full book, which take 10 ms of everybody's time
 _FIRST_HOST: Final = 2  # .0 is the network, .1 usually ourselves
 
 _SCHEMA: Final = """
@@ -68,6 +71,8 @@ class PeerBook:
         self._next_number = _FIRST_HOST  # none below it is free
         self._peers: dict[IPv4Address, Peer] = {}
         self._by_hash: dict[bytes, dict[str, IPv4Address]] = {}
+        self._forgettable: list[IPv4Address] = []  # longest unused last, as of the latest search
+        self._searched = -inf
         try:
             self._db = self._open(path)
         except sqlite3.OperationalError as error:
@@ -75,6 +80,10 @@ class PeerBook:
         except sqlite3.DatabaseError as error:
             aside = path.with_suffix(".damaged")
             path.replace(aside)
+            for extra in ("-wal", "-shm"):  # the damaged file's; they do not fit a new one
+                Path(f"{path}{extra}").unlink(missing_ok=True)
+            self._peers.clear()  # what could be read before the damage will not be there after a restart
+            self._by_hash.clear()
             log.warning("%s is damaged (%s): moved to %s, private addresses begin anew", path, error, aside)
             self._db = self._open(path)
 
@@ -214,18 +223,28 @@ class PeerBook:
             log.warning("cannot note a peer in the state directory: %s", error)
 
     def _free_number(self, now: float, in_use: Callable[[IPv4Address], bool]) -> int | None:
-        for number in range(self._next_number, self._own.network.num_addresses - 1):
+        last = min(self._own.network.num_addresses - 2, MAX_PEERS + _FIRST_HOST)
+        for number in range(self._next_number, last + 1):
             inner = self._inner(number)
             if inner is not None and inner not in self._peers:
                 self._next_number = number + 1
                 return number
-        self._next_number = self._own.network.num_addresses
-        for peer in sorted(self._peers.values(), key=lambda peer: (peer.proven, peer.last_used)):
-            patience = FORGET_AFTER if peer.proven else FORGET_UNPROVEN_AFTER
-            if now - peer.last_used >= patience and not in_use(peer.inner):
+        self._next_number = last + 1
+        if not self._forgettable and not 0 <= now - self._searched < SEARCH_INTERVAL:
+            self._searched = now
+            peers = sorted(self._peers.values(), key=lambda peer: (peer.proven, peer.last_used))
+            self._forgettable = [peer.inner for peer in peers if self._may_forget(peer, now, in_use)][::-1]
+        while self._forgettable:
+            peer = self._peers[self._forgettable.pop()]
+            if self._may_forget(peer, now, in_use):
                 self._forget(peer)
                 return peer.number
         return None
+
+    @staticmethod
+    def _may_forget(peer: Peer, now: float, in_use: Callable[[IPv4Address], bool]) -> bool:
+        patience = FORGET_AFTER if peer.proven else FORGET_UNPROVEN_AFTER
+        return now - peer.last_used >= patience and not in_use(peer.inner)
 
     def _forget(self, peer: Peer) -> None:
         del self._peers[peer.inner]

@@ -183,3 +183,59 @@ def test_a_damaged_file_is_put_aside(tmp_path, clock, content):
 def test_no_directory(tmp_path, clock):
     with pytest.raises(UserError, match="--state"):
         PeerBook(tmp_path / "none" / "peers.sqlite", OWN, clock)
+
+
+def test_after_damage_only_what_is_on_disk_counts(tmp_path, clock):
+    """Damage behind the first rows: what was read before it must not get addresses that a restart gives to others."""
+    path = tmp_path / "peers.sqlite"
+    book = PeerBook(path, OWN, clock)
+    for number in range(500):
+        book.met(Announcement(number.to_bytes(32, "big")), f"pq1{number}.example.net", [A], nobody)
+    book.close()
+    content = bytearray(path.read_bytes())
+    half = len(content) // 2
+    content[half:] = b"\xaa" * (len(content) - half)
+    path.write_bytes(content)
+    left = tmp_path / "peers.sqlite-wal"
+    left.write_bytes(b"")
+    book = PeerBook(path, OWN, clock)
+    assert (tmp_path / "peers.damaged").read_bytes() == content
+    assert len(book) == 0
+    book.met(KEY, "pq1k.example.net", [A], nobody)
+    book.close()
+    book = PeerBook(path, OWN, clock)
+    assert [peer.name for peer in book] == ["pq1k.example.net"]
+    book.close()
+
+
+def test_peers_are_bounded_in_a_subnet_of_any_size(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(peers, "MAX_PEERS", 5)
+    book = PeerBook(tmp_path / "peers.sqlite", IPv4Interface("10.0.0.1/8"), clock)
+    for number in range(20):
+        book.met(Announcement(bytes([number]) * 32), f"n{number}", [A], nobody)
+    assert len(book) <= 6
+    clock.now += peers.FORGET_UNPROVEN_AFTER
+    assert book.met(KEY, "new", [A], nobody) is not None
+    assert len(book) <= 6
+    book.close()
+
+
+def test_a_full_book_is_not_searched_for_each_lookup(tmp_path, clock):
+    """Who makes this host look up invented names must not stop its worker."""
+    book = PeerBook(tmp_path / "peers.sqlite", IPv4Interface("10.43.0.1/24"), clock)
+    for number in range(253):
+        book.met(Announcement(bytes([number]) * 32), f"n{number}", [A], nobody)
+    asked = []
+
+    def nothing_in_use(inner):
+        asked.append(inner)
+        return False
+
+    for number in range(100):
+        assert book.met(KEY, f"more{number}", [A], nothing_in_use) is None
+    assert not asked
+    clock.now += peers.FORGET_UNPROVEN_AFTER
+    for number in range(100):
+        assert book.met(Announcement(bytes([number, 254]) * 16), f"late{number}", [A], nothing_in_use) is not None
+    assert len(asked) == 253 + 100
+    book.close()
