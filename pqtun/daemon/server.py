@@ -30,7 +30,9 @@ from pqtun.pump.engine import Control, Datagram, Dead, Engine, Event, Failed, Wa
 
 log = logging.getLogger(__name__)
 
-EVICTED_PART: Final = 256  # one tunnel of so many goes when all private addresses are taken
+# One tunnel of so many goes when all private addresses are taken: to look through 65,000 takes half a second, which
+# must not come with every few handshakes.
+EVICTED_PART: Final = 16
 EXPIRE_SECONDS: Final = 1.0  # how late an ephemeral key may be erased
 
 
@@ -143,10 +145,13 @@ class ServerService:
         self._engine.add_tunnel(session, inner, source)
 
     def _evict(self) -> None:
-        """Make room: the tunnels that were silent for longest go, a few at once, for to find them takes long."""
+        """Make room: first go tunnels that nothing was ever heard in, for a handshake costs nobody anything, then those
+        that were silent for longest; several at once, for to find them takes long."""
         tunnels = self._engine.stats().tunnels
         for silent in heapq.nsmallest(
-            1 + len(tunnels) // EVICTED_PART, tunnels, key=lambda tunnel: tunnel.last_received or tunnel.created
+            1 + len(tunnels) // EVICTED_PART,
+            tunnels,
+            key=lambda tunnel: (tunnel.last_received is not None, tunnel.last_received or tunnel.created),
         ):
             self._engine.remove_tunnel(silent.tid)
             self._tenants.release(silent.tid)

@@ -123,6 +123,22 @@ def test_a_full_subnet_evicts_the_longest_silent():
     with_service(test)
 
 
+def test_a_tunnel_that_was_never_used_goes_first():
+    """Anybody can make tunnels without end; they must not displace one that somebody uses."""
+
+    def test(service, engine):
+        sessions = [connect(service)[1] for _ in range(5)]
+        used, unused = sessions[0].tid, sessions[4].tid
+        for session in sessions:
+            engine.tunnels[session.tid] = replace(engine.tunnels[session.tid], last_received=1.0, created=0.5)
+        engine.tunnels[unused] = replace(engine.tunnels[unused], last_received=None, created=100.0)
+        connect(service)
+        assert used in engine.tunnels
+        assert unused not in engine.tunnels
+
+    with_service(test)
+
+
 def test_a_dead_tunnel_frees_its_address():
     def test(service, engine):
         sessions = [connect(service)[1] for _ in range(5)]
