@@ -15,8 +15,9 @@ from pqtun.dns.conntrack import MAX_EVENT, Endpoint, parse_event
 from pqtun.protocol.errors import MessageError
 
 DNS_PORT: Final = 53
-# Flows to remember, those used last: 100 new ones a second for the 120 s after which conntrack forgets a silent one.
-MAX_FLOWS: Final = 12_000
+# Flows to remember, those used last: one for each port of an address, 25 MB. Conntrack remembers a silent flow for 30
+# to 120 s; a program that gets the port again in that time makes no event, and no answer if its flow is forgotten here.
+MAX_FLOWS: Final = 65_536
 
 _SO_ORIGINAL_DST: Final = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST has the same number
 _SOCKADDR_IN: Final = struct.Struct("=2sH4s8x")

@@ -6,7 +6,7 @@ from collections import deque
 
 import pytest
 
-from pqtun.dns.origin import OriginalDestinations
+from pqtun.dns.origin import MAX_FLOWS, OriginalDestinations
 from tests.dns.test_conntrack import EVENT4, EVENT6
 
 ASKER4, ASKER6 = ("192.0.2.1", 0x96A1), ("2001:db8::1", 0x8BDB, 0, 0)
@@ -74,6 +74,13 @@ def test_the_flow_used_last_is_kept_longest() -> None:
         False,
         True,
     ]
+
+
+def test_programs_that_use_every_local_port_are_all_known() -> None:
+    # A port that is used again while conntrack remembers its flow makes no event.
+    ports = range(32768, 61000)  # ip_local_port_range as it is by default
+    known = origins(Events(*(flow(port) for port in ports)), limit=MAX_FLOWS)
+    assert all(known.of_datagram(socket.AF_INET, ("192.0.2.1", port)) for port in ports)
 
 
 def test_lost_events_clear_what_is_known() -> None:
