@@ -14,6 +14,7 @@ import errno
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from pqtun.dns.conntrack import forget_flows, open_events
@@ -29,13 +30,15 @@ ZONE: Final = 42424
 _BACKLOG: Final = 64
 _ATTEMPTS: Final = 64  # ports to try; each is free for UDP and IPv4, and nearly always for the rest
 _LIBRARY: Final = "libnftables.so.1"
+_EVENTS_SWITCH: Final = Path("/proc/sys/net/netfilter/nf_conntrack_events")  # of this network namespace
 _NO_IPV6: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
-# -100 is the priority of destination NAT; its name "dstnat" is not known for the output hook.
+# -100 is the priority of destination NAT. One before it: the first rule that matches decides, and another's (for a DNS
+# server in a container of this host, say) would lead lookups around the proxy. It still gets the worker's own.
 _RULES: Final = """\
 create table inet {table} {{ flags owner; }}
 add chain inet {table} raw {{ type filter hook output priority -300; policy accept; }}
 add rule inet {table} raw meta skuid {uid} meta l4proto {{ tcp, udp }} th dport {dns} ct original zone set {zone}
-add chain inet {table} output {{ type nat hook output priority -100; policy accept; }}
+add chain inet {table} output {{ type nat hook output priority -101; policy accept; }}
 add rule inet {table} output meta skuid {uid} accept
 add rule inet {table} output ip6 daddr fe80::/10 accept
 add rule inet {table} output meta l4proto {{ tcp, udp }} th dport {dns} redirect to :{port}
@@ -105,12 +108,23 @@ def _bound(opened: list[socket.socket], family: int, kind: int, port: int) -> so
 
 def _events(port: int) -> socket.socket:
     try:
-        return open_events(port)
+        events = open_events(port)
     except PermissionError:
         raise UserError("watching for DNS lookups needs root (CAP_NET_ADMIN): start the client as root") from None
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise UserError(f"this kernel tells no new connections (nf_conntrack_netlink): {reason}") from None
+    if _events_are_off():
+        events.close()
+        raise UserError("conntrack's events are switched off: run `sysctl net.netfilter.nf_conntrack_events=2`")
+    return events
+
+
+def _events_are_off() -> bool:
+    try:
+        return _EVENTS_SWITCH.read_text().strip() == "0"
+    except OSError:
+        return False  # a kernel that cannot switch them off
 
 
 class Redirect:

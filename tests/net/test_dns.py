@@ -207,6 +207,31 @@ def test_no_source_port_goes_around_the_proxy(net: Net, host: Process) -> None:
     assert end(host) == {"udp_queries": 1000, "answers_rewritten": 1000}
 
 
+def test_another_programs_nat_does_not_lead_around_the_proxy(net: Net, host: Process) -> None:
+    # As container software does for a DNS server in a container; its table is there later than ours.
+    table = (
+        "table ip lab_nat {\nchain output {\ntype nat hook output priority -100\n"
+        f"ip daddr {CLIENT4} udp dport 53 dnat to {RESOLVER4}\n}}\n}}\n"
+    )
+    net.lab.run(net.names.client, "nft", "-f", "-", stdin=table.encode())
+    try:
+        assert net.dig(f"@{CLIENT4}", PQ1) == [f"{PQ1}. 5 IN A 10.43.0.2"]
+    finally:
+        net.lab.run(net.names.client, "nft", "delete table ip lab_nat")
+    assert end(host)["answers_rewritten"] == 1
+
+
+def test_without_conntrack_events_the_error_says_so(net: Net) -> None:
+    net.lab.run(net.names.client, "sysctl", "-qw", "net.netfilter.nf_conntrack_events=0")
+    try:
+        host = net.host()
+        assert host.wait(20) == 1
+    finally:
+        net.lab.run(net.names.client, "sysctl", "-qw", "net.netfilter.nf_conntrack_events=2")
+    assert "run `sysctl net.netfilter.nf_conntrack_events=2`" in host.output()
+    assert net.ruleset() == ""
+
+
 def test_a_socket_that_is_kept_follows_start_and_stop(net: Net) -> None:
     program = net.lab.spawn(
         net.names.client,
