@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -162,7 +162,11 @@ class _Network:
         self._pings = 0
 
     def close(self) -> None:
-        """Close the socket and erase the keys."""
+        """End the tunnel at both ends."""
+        if self._tunnel is not None and self._sock is not None:
+            farewell = control.encode([control.Bye(control.BYE_STOPPING)], _OWN)
+            with suppress(MessageError, OSError):
+                self._sock.send(self._tunnel.seal(farewell, clock.boottime()))
         if self._tunnel is not None:
             self._tunnel.erase()
         if self._sock is not None:
