@@ -10,7 +10,7 @@ import pytest
 
 from pqtun.daemon import supervisor
 
-PROGRAM = """
+PROGRAM = r"""
 import asyncio, contextlib, os, pwd, signal, sys, time
 from pqtun.daemon import supervisor
 from pqtun.protocol.errors import UserError
@@ -30,7 +30,7 @@ async def deaf(ready, stop):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    print("deaf", flush=True)
+    os.write(1, b"deaf\n")
     await asyncio.Event().wait()
 
 async def killed(ready, stop):
@@ -39,9 +39,9 @@ async def killed(ready, stop):
 
 @contextlib.contextmanager
 def guard():
-    print("guard up", flush=True)
+    os.write(1, b"guard up\n")
     yield
-    print("guard down", flush=True)
+    os.write(1, b"guard down\n")
 
 supervisor.prepare()
 body = globals()[sys.argv[1]]
