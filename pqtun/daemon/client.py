@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Final
 
 from pqtun.daemon import clock, host, privilege, report
+from pqtun.daemon.attempts import Attempts
 from pqtun.daemon.connector import Address, Connector
 from pqtun.daemon.control import ControlSocket, Handler
 from pqtun.daemon.ending import stopped_or_failed
@@ -49,6 +50,7 @@ class ClientService:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._events: Counter[str] = Counter()
         self._links: dict[IPv4Address, Link] = {}
+        self._attempts = Attempts(self._events)
         self._connector = Connector(ServerKeyCache(settings.state / KEYS_FOLDER, CACHED_KEYS), clock.boottime)
         self._book = PeerBook(settings.state / PEERS_FILE, tun.address, clock.wall)
 
@@ -87,7 +89,7 @@ class ClientService:
         link = self._link(peer)
         link.peer = peer
         link.resolver = upstream
-        link.want()
+        self._attempts.want(link)
         return peer.inner
 
     def handle(self, event: Event) -> None:
@@ -99,7 +101,7 @@ class ClientService:
                     self._events["unknown_address"] += 1
                     self._engine.drop_held(inner, unreachable=True)
                 else:
-                    self._link(peer).want()
+                    self._attempts.want(self._link(peer))
             case Alive(tid):
                 for link in self._links.values():
                     if link.alive(tid):

@@ -27,8 +27,6 @@ from pqtun.protocol.names import parse_key_server_text, parse_port_text
 
 log = logging.getLogger(__name__)
 
-# Each download holds a megabyte; whoever can make this host look up many names must not fill its memory with them.
-MAX_DOWNLOADS: Final = 8
 TXT_TIMEOUT: Final = 3.0  # seconds for one TXT lookup; the defaults apply when it is not answered
 
 Progress = Callable[[int, int], None]
@@ -75,7 +73,7 @@ async def _texts(name: str, resolver: Address) -> list[str]:
     try:
         query = dns.message.make_query(dns.name.from_text(name), dns.rdatatype.TXT)
         answer, _ = await dns.asyncquery.udp_with_fallback(query, resolver[0], TXT_TIMEOUT, resolver[1])
-    except (dns.exception.DNSException, OSError) as error:
+    except (dns.exception.DNSException, OSError, EOFError) as error:  # EOFError: TCP that ends too soon
         log.debug("TXT lookup of %s: %s", name, type(error).__name__)
         return []
     return [
@@ -94,7 +92,6 @@ class Connector:
         self._clock = clock
         # By key hash and key server: one that fails must not fail what another serves under the same hash.
         self._downloads: dict[tuple[bytes, Address], asyncio.Task[ServerPublicKey]] = {}
-        self._slots = asyncio.Semaphore(MAX_DOWNLOADS)
 
     async def session(self, peer: Peer, ports: Ports, on_progress: Progress | None = None) -> tuple[bytes, Session]:
         """Return a handshake datagram for the peer and the session that it begins. Raises ConnectError."""
@@ -116,19 +113,17 @@ class Connector:
         cached = self._cache.get(keyhash)
         if cached is not None:
             return cached
-        running = self._downloads.get((keyhash, key_server))
-        if running is not None:
-            return await asyncio.shield(running)
+        while (running := self._downloads.get((keyhash, key_server))) is not None:
+            await asyncio.wait([running])
+            if not running.cancelled():  # as it is when the attempt that began it was given up
+                return running.result()
         task = asyncio.ensure_future(self._download(keyhash, sock, on_progress))
         self._downloads[keyhash, key_server] = task
-        try:
-            return await task
-        finally:
-            del self._downloads[keyhash, key_server]
+        task.add_done_callback(lambda _: self._downloads.pop((keyhash, key_server)))
+        return await task
 
     async def _download(self, keyhash: bytes, sock: socket.socket, on_progress: Progress | None) -> ServerPublicKey:
-        async with self._slots:
-            key = await fetch_server_key(sock, keyhash, clock=self._clock, on_progress=on_progress)
+        key = await fetch_server_key(sock, keyhash, clock=self._clock, on_progress=on_progress)
         if not self._cache.put(keyhash, key):
             log.warning("cannot keep a server's key in the state directory: is the disk full?")
         return key

@@ -51,16 +51,35 @@ class Link:
             return "connecting"
         return "failed" if self.error else "idle"
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is neither a tunnel nor an attempt."""
+        return self.tid is None and self._task is None
+
     def want(self) -> None:
         """Begin to connect unless there is a tunnel or an attempt. Held packets fail at once right after a failure."""
-        if self.tid is not None or self._task is not None:
+        if not self.idle:
             return
         if self._clock() < self._not_before:
-            self._engine.drop_held(self.peer.inner, unreachable=True)
+            self.refuse()
             return
         self._engine.hold(self.peer.inner)
         self._task = asyncio.ensure_future(self._connect())
         self._task.add_done_callback(self._ended)
+
+    def refuse(self) -> None:
+        """Do not connect now: the senders of held packets are told."""
+        self._engine.drop_held(self.peer.inner, unreachable=True)
+
+    def give_up(self, why: str) -> None:
+        """End an attempt under way; ``why`` is one line for people."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+            self.progress = None
+            self.error = why
+            self._drop_tunnel()
+            self.refuse()
 
     def alive(self, tid: bytes) -> bool:
         """Take note that a packet of a tunnel has authenticated; say whether it is this link's."""
@@ -82,6 +101,8 @@ class Link:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
+        if task is not self._task:
+            return  # given up
         self._task = None
         self.progress = None
         if task.cancelled():
@@ -96,7 +117,7 @@ class Link:
             log.error("connecting to %s failed", self.peer.name, exc_info=error)
         self._not_before = self._clock() + self._pause
         self._pause = min(2 * self._pause, RETRY_SECONDS[1])
-        self._engine.drop_held(self.peer.inner, unreachable=True)
+        self.refuse()
         log.warning("no tunnel to %s: %s", self.peer.name, self.error)
 
     async def _connect(self) -> None:

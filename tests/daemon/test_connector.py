@@ -3,16 +3,15 @@ import contextlib
 import socket
 from ipaddress import IPv4Address
 
+import dns.flags
 import dns.message
 import dns.rrset
 import pytest
 
-from pqtun.daemon import connector
 from pqtun.daemon.connector import ConnectError, Connector, Ports, find_ports
 from pqtun.daemon.peers import Peer
 from pqtun.keys.cache import ServerKeyCache
 from pqtun.keys.ring import EphemeralRing
-from pqtun.keyserver.download import DownloadError
 from pqtun.keyserver.server import KeyServer, KeyServerSocket
 from pqtun.protocol.handshake import respond
 from pqtun.protocol.keytree import KeyTree
@@ -105,28 +104,19 @@ def test_no_key_server(tmp_path):
     asyncio.run(test())
 
 
-def test_downloads_at_once_are_bounded(tmp_path, monkeypatch):
-    running = most = 0
-
-    async def fetch(sock, keyhash, *, clock, on_progress):
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        await asyncio.sleep(0)
-        running -= 1
-        raise DownloadError("no_answer", "nothing came")
-
-    monkeypatch.setattr(connector, "fetch_server_key", fetch)
-
+def test_an_attempt_that_is_given_up_takes_no_other_with_it(tmp_path):
     async def test():
-        made = Connector(ServerKeyCache(tmp_path, 10), clock)
-        ports = Ports(("127.0.0.1", 1), ("127.0.0.1", 1))
-        attempts = (made.session(peer(keyhash=bytes([n]) * 32), ports) for n in range(100))
-        failures = await asyncio.gather(*attempts, return_exceptions=True)
-        assert all(isinstance(failure, ConnectError) for failure in failures)
+        with key_server() as (_, _, ports):
+            made = Connector(ServerKeyCache(tmp_path, 10), clock)
+            first, second, third = (asyncio.ensure_future(made.session(peer(), ports)) for _ in range(3))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            first.cancel()
+            third.cancel()
+            done = await asyncio.wait_for(asyncio.gather(first, second, third, return_exceptions=True), 10)
+            assert [type(result).__name__ for result in done] == ["CancelledError", "tuple", "CancelledError"]
 
     asyncio.run(test())
-    assert most == connector.MAX_DOWNLOADS
 
 
 class Resolver(asyncio.DatagramProtocol):
@@ -185,3 +175,26 @@ def test_one_port_of_the_label_and_one_default():
 def test_ports_from_the_label_need_no_lookup():
     ports = asyncio.run(find_ports(peer(443, 853), ADDRESS, ("192.0.2.1", 53)))
     assert ports == Ports(("127.0.0.1", 443), ("127.0.0.1", 853))
+
+
+def test_a_resolver_that_hangs_up_is_no_fault_of_ours():
+    """It says by UDP that the answer is cut short, and closes the TCP connection without one."""
+
+    class Truncating(Resolver):
+        def datagram_received(self, data, source):
+            answer = dns.message.make_response(dns.message.from_wire(data))
+            answer.flags |= dns.flags.TC
+            self.transport.sendto(answer.to_wire(), source)
+
+    async def test():
+        loop = asyncio.get_running_loop()
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        transport, _ = await loop.create_datagram_endpoint(lambda: Truncating({}), local_addr=address)
+        try:
+            assert await find_ports(peer(), ADDRESS, address) == Ports(("127.0.0.1", 42424), ("127.0.0.1", 42425))
+        finally:
+            transport.close()
+            server.close()
+
+    asyncio.run(test())

@@ -171,3 +171,20 @@ def test_echo_request_is_a_valid_packet():
     for part in (packet[:20], packet[20:]):
         assert sum(int.from_bytes(part[i : i + 2], "big") for i in range(0, len(part), 2)) % 0xFFFF == 0
     assert packet[12:20] == OWN.packed + bytes(4)
+
+
+def test_an_attempt_that_is_given_up_leaves_nothing_and_can_be_made_again():
+    async def test():
+        world = World()
+        world.answering = False
+        world.link.want()
+        await until(lambda: "add" in world.names())
+        world.link.give_up("for a reason")
+        assert (world.link.state, world.link.error, world.link.idle) == ("failed", "for a reason", True)
+        assert world.log[-2:] == [("remove", 1), ("drop_held", True)]
+        world.answering = True
+        world.link.want()
+        await until(lambda: world.link.state == "up")
+        assert world.link.error is None
+
+    asyncio.run(test())
