@@ -17,6 +17,7 @@ from pqtun.daemon.control import ControlSocket, Handler
 from pqtun.daemon.ending import stopped_or_failed
 from pqtun.daemon.engines import check_engine, make_engine
 from pqtun.daemon.link import Link
+from pqtun.daemon.loglimit import LogLimit
 from pqtun.daemon.peers import Peer, PeerBook
 from pqtun.daemon.rundir import RunDirectory
 from pqtun.daemon.settings import ClientSettings
@@ -208,6 +209,7 @@ def run_client(settings: ClientSettings, chosen: frozenset[str]) -> int:
             )
 
         async def body(ready: Callable[[], None], stop: asyncio.Event) -> None:
+            logging.getLogger(Link.__module__).addFilter(LogLimit(clock.boottime))
             service = ClientService(settings, tun, make_engine(tun, udp, clock.boottime))
             await _serve(service, dns, control_sock, ready, stop)
 
