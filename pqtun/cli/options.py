@@ -24,7 +24,7 @@ def checked(parse: Callable[[object], T]) -> Callable[[str], T]:
 
 PORT = checked(settings.port)
 ADDRESS = checked(settings.address)
-DIRECTORY = checked(settings.path)
+PATH = checked(settings.path)
 
 
 def add_command(
@@ -41,7 +41,7 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keys",
         metavar="DIR",
-        type=DIRECTORY,
+        type=PATH,
         default=settings.KEYS_DIRECTORY,
         help="key directory (%(default)s)",
     )
@@ -57,7 +57,7 @@ def add_run(parser: argparse.ArgumentParser, default: Path | None = settings.RUN
     parser.add_argument(
         "--run",
         metavar="DIR",
-        type=DIRECTORY,
+        type=PATH,
         default=default,
         help=f"directory of pid file and control socket ({settings.RUN_DIRECTORY})",
     )

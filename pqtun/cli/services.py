@@ -39,15 +39,16 @@ def add_parsers(commands: Any) -> None:
                 metavar=metavar,
                 help=text if default is None else f"{text} ({default})",
             )
-        parser.add_argument("--config", metavar="FILE", help=f"configuration file ({settings.CONFIG_FILE})")
+        parser.add_argument(
+            "--config", metavar="FILE", type=options.PATH, help=f"configuration file ({settings.CONFIG_FILE})"
+        )
         parser.add_argument("-v", "--verbose", action="store_true", help="log more")
 
 
 def _load(section: str, arguments: argparse.Namespace) -> tuple[settings.CommonSettings, frozenset[str]]:
     names = settings.option_names(settings.SECTIONS[section])
     flags = {name: getattr(arguments, name) for name in names}
-    config = None if arguments.config is None else settings.path(arguments.config)
-    return settings.load(section, config, flags)
+    return settings.load(section, arguments.config, flags)
 
 
 def run_client(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _running(arguments: argparse.Namespace) -> list[str]:
-    roles = [role for role in ROLES if socket_path(arguments.run, role).exists()]
+    roles = [role for role in ROLES if os.path.exists(socket_path(arguments.run, role))]
     if not roles:
         raise UserError(f"neither a pqtun client nor a server runs with {arguments.run}; start one, or see --run")
     return roles
@@ -56,7 +57,12 @@ def _text(status: Mapping[str, Any]) -> str:
         lines += ["", *_peer(peer)]
     if not status["peers"]:
         lines += ["", "no peers yet"]
-    return "\n".join(lines)
+    return "\n".join(map(_printable, lines))
+
+
+def _printable(line: str) -> str:
+    """What steers a terminal must not come out of a worker that somebody may have taken over."""
+    return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def _listening(status: Mapping[str, Any]) -> str:

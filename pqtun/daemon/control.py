@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 MAX_REQUEST: Final = 64 << 10  # bytes of one line
 IDLE_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 5.0
+MAX_ANSWER: Final = 64 << 20  # the status of 65,000 peers has 20 MB; root need not believe the worker any size
 
 Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -60,7 +61,7 @@ class ControlSocket:
         try:
             request = json.loads(line)
             handler = self._handlers[request["op"]]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return {"error": f"unknown request; known: {', '.join(self._handlers)}"}
         return handler(request)
 
@@ -77,7 +78,7 @@ def ask(run: Path, role: str, request: Mapping[str, Any]) -> dict[str, Any]:
             sock.connect(str(path))
             sock.sendall(json.dumps(request).encode() + b"\n")
             with sock.makefile("rb") as lines:
-                answer = json.loads(lines.readline() or b"null")
+                answer = json.loads(lines.readline(MAX_ANSWER) or b"null")
     except (FileNotFoundError, ConnectionRefusedError):
         raise UserError(f"no pqtun {role} runs with {run}; start one, or name its directory with --run") from None
     except PermissionError:

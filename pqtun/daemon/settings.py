@@ -136,7 +136,7 @@ def user(value: object) -> str:
 def path(value: object) -> Path:
     """A file or directory. Raises ValueError."""
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
-        raise ValueError("write the path of a directory")
+        raise ValueError("write a path")
     return Path(value).absolute()
 
 

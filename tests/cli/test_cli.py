@@ -157,3 +157,17 @@ def test_sizes(number, text):
 def test_tinydns_octal_of_an_address():
     record = {"name": "a.example", "type": "AAAA", "ttl": 1, "value": "::1"}
     assert announce._tinydns([record]) == ":a.example:28:" + "\\000" * 15 + "\\001:1"
+
+
+def test_an_empty_path_is_wrong_usage(run):
+    code, _, err = run("client", "--config", "")
+    assert code == 2
+    assert "write a path" in err
+
+
+def test_a_status_cannot_steer_the_terminal():
+    peer = {"name": "a\x1b]0;evil\x07\nb\x9b2J", "state": "up", "private_address": "10.43.0.2"}
+    head = dict.fromkeys(("role", "interface", "address", "mtu", "port", "engine", "pid", "version"), "x")
+    text = status._text({**head, "uptime": 1, "peers": [peer]})
+    assert "peer: a?]0;evil??b?2J" in text
+    assert all(line.isprintable() for line in text.split("\n"))

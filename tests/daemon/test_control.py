@@ -39,7 +39,8 @@ def test_ask(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", [b"\n", b"{}\n", b"[]\n", b"1\n", b'"op"\n', b"\xff\n", b'{"op": []}\n', b'{"op": "x"}\n']
+    "line",
+    [b"\n", b"{}\n", b"[]\n", b"1\n", b'"op"\n', b"\xff\n", b'{"op": []}\n', b'{"op": "x"}\n', b"[" * 60000 + b"\n"],
 )
 def test_bad_requests_get_an_error(tmp_path, line):
     with serving(tmp_path / "run", {"status": lambda _: {}}), socket.socket(socket.AF_UNIX) as sock:
@@ -63,3 +64,13 @@ def test_an_endless_line_is_cut_off(tmp_path):
 def test_nobody_there(tmp_path):
     with pytest.raises(UserError, match="no pqtun server runs"):
         control.ask(tmp_path, "server", {"op": "status"})
+
+
+def test_an_endless_answer_is_cut_off(tmp_path, monkeypatch):
+    """Root asks; whoever has taken over the worker answers."""
+    monkeypatch.setattr(control, "MAX_ANSWER", 1000)
+    with (
+        serving(tmp_path / "run", {"status": lambda _: {"a": "x" * 10_000}}),
+        pytest.raises(UserError, match="does not answer"),
+    ):
+        control.ask(tmp_path / "run", "client", {"op": "status"})

@@ -73,7 +73,7 @@ def test_relative_paths_become_absolute():
         ('[client]\ninterface = "a/b"\n', "an interface name has 1 to 15"),
         ('[client]\ninterface = "0123456789abcdef"\n', "an interface name has 1 to 15"),
         ('[client]\nuser = ""\n', "write the name of a system user"),
-        ('[client]\nstate = ""\n', "write the path of a directory"),
+        ('[client]\nstate = ""\n', "write a path"),
         ('[server]\ndeliver_to = "::1"\n', "line 2: deliver_to = ::1: write an IPv4 address"),
         ("[client\nport = 1\n", "line 1"),
     ],
