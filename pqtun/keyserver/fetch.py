@@ -1,6 +1,7 @@
 """Runs downloads over a connected, non-blocking UDP socket on asyncio."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 
@@ -122,7 +123,8 @@ async def fetch_ephemeral(sock: socket.socket, *, clock: Clock) -> EphemeralPubl
     while True:
         refusal = ""
         try:
-            sock.send(ephemeral_request())
+            with contextlib.suppress(BlockingIOError):  # the send buffer is full: like a lost request
+                sock.send(ephemeral_request())
             deadline = min(clock() + interval, started + NO_ANSWER_TIMEOUT)
             while (left := deadline - clock()) > 0:
                 async with asyncio.timeout(left):
@@ -130,10 +132,9 @@ async def fetch_ephemeral(sock: socket.socket, *, clock: Clock) -> EphemeralPubl
                 key = _ephemeral_key(datagram)
                 if key is not None:
                     return key
+                await asyncio.sleep(0)  # as long as there is more, sock_recv() does not wait
         except TimeoutError:
             pass
-        except BlockingIOError:
-            pass  # the send buffer is full: like a lost request
         except OSError as error:
             refusal = error.strerror or str(error)
         now = clock()

@@ -196,6 +196,41 @@ def test_ephemeral_is_asked_again(monkeypatch):
     asyncio.run(run())
 
 
+def test_ephemeral_waits_where_the_send_buffer_is_full(monkeypatch):
+    monkeypatch.setattr(fetch, "NO_ANSWER_TIMEOUT", 2.0)
+    monkeypatch.setattr(fetch, "EPHEMERAL_RETRY", 0.05)
+
+    async def run():
+        with Peer(lambda request: EPHEMERAL if request else None) as peer:
+            with pytest.raises(BlockingIOError):
+                while True:
+                    peer.sock.send(b"")
+            # The peer reads only if it gets its turn.
+            assert (await fetch_ephemeral(peer.sock, clock=time.monotonic)).x25519_pk == b"x" * 32
+
+    asyncio.run(run())
+
+
+def test_the_loop_is_free_while_junk_comes_instead_of_ephemeral_keys(monkeypatch):
+    monkeypatch.setattr(fetch, "NO_ANSWER_TIMEOUT", 0.2)
+
+    class Flooded(socket.socket):
+        def recv(self, size):
+            return b"junk"
+
+    async def run():
+        turns = 0
+        with Peer(lambda request: None) as peer, Flooded(fileno=peer.sock.detach()) as sock:
+            task = asyncio.create_task(fetch_ephemeral(sock, clock=time.monotonic))
+            while not task.done():
+                turns += 1
+                await asyncio.sleep(0)
+            assert isinstance(task.exception(), DownloadError)
+        return turns
+
+    assert asyncio.run(run()) > 10
+
+
 def test_no_ephemeral_answer(monkeypatch):
     monkeypatch.setattr(fetch, "NO_ANSWER_TIMEOUT", 0.3)
     monkeypatch.setattr(fetch, "EPHEMERAL_RETRY", 0.02)
