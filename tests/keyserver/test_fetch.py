@@ -1,6 +1,7 @@
 """fetch.py over a pair of connected datagram sockets: no network is needed."""
 
 import asyncio
+import contextlib
 import socket
 import time
 
@@ -202,7 +203,7 @@ def test_ephemeral_waits_where_the_send_buffer_is_full(monkeypatch):
 
     async def run():
         with Peer(lambda request: EPHEMERAL if request else None) as peer:
-            with pytest.raises(BlockingIOError):
+            with contextlib.suppress(BlockingIOError):
                 while True:
                     peer.sock.send(b"")
             # The peer reads only if it gets its turn.
