@@ -37,8 +37,7 @@ class ServerKeyCache:
         """The key with this hash (32 bytes), verified; None if there is none. A file that does not fit is removed."""
         path = self._path(keyhash)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            with open(descriptor, "rb") as file:
+            with open(path, "rb", opener=_open_as_it_is) as file:
                 data = file.read(_KEY_BYTES + 1)
         except FileNotFoundError:
             self.counters["misses"] += 1
@@ -105,3 +104,7 @@ class ServerKeyCache:
             path.unlink(missing_ok=True)
         except OSError:
             self.counters["write_errors"] += 1
+
+
+def _open_as_it_is(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)  # no link is followed, no FIFO waited for

@@ -133,6 +133,16 @@ def test_no_symbolic_link_is_followed_and_no_fifo_hangs(cache, tmp_path):
     assert cache.get(keyhash) is None
 
 
+def test_a_directory_in_place_of_a_file_costs_no_descriptor(cache, tmp_path):
+    keyhash, file = only_file(cache, tmp_path)
+    file.unlink()
+    file.mkdir()
+    before = len(os.listdir("/proc/self/fd"))
+    assert cache.get(keyhash) is None
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert cache.counters["read_errors"] == 1
+
+
 def test_a_full_disk_leaves_nothing_behind(cache, tmp_path, monkeypatch):
     def full(source, target):
         raise OSError(28, "No space left on device")
