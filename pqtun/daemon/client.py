@@ -28,9 +28,11 @@ from pqtun.dns.origin import OriginalDestinations
 from pqtun.dns.proxy import DnsProxy
 from pqtun.dns.redirect import DnsSockets, Redirect, open_sockets
 from pqtun.keys.cache import ServerKeyCache
+from pqtun.protocol import control
 from pqtun.protocol.base32 import encode
+from pqtun.protocol.errors import MessageError
 from pqtun.protocol.names import Announcement
-from pqtun.pump.engine import Alive, Dead, Engine, Event, Failed, TunnelStats, Wanted
+from pqtun.pump.engine import Alive, Control, Dead, Engine, Event, Failed, TunnelStats, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,10 @@ class ClientService:
     async def close(self) -> None:
         """Erase all keys and stop."""
         await asyncio.gather(*(link.close() for link in self._links.values()))
+        farewell = control.encode([control.Bye(control.BYE_STOPPING)], self._tun.address.ip)
+        for link in self._links.values():
+            if link.tid is not None:
+                self._engine.send_inner(link.tid, farewell)
         self._engine.close()
         self._book.close()
 
@@ -110,11 +116,29 @@ class ClientService:
             case Dead(tid):
                 for link in self._links.values():
                     link.dead(tid)
+            case Control(tid, packet):
+                try:
+                    self._control(tid, packet)
+                except MessageError as error:
+                    self._events[error.reason] += 1
             case Failed(reason):
                 if not self.failed.done():
                     self.failed.set_exception(RuntimeError(reason))
             case _:
                 self._events[type(event).__name__.lower()] += 1
+
+    def _control(self, tid: bytes, packet: bytes) -> None:
+        for item in control.parse(packet):
+            match item:
+                case control.Ping(data):
+                    self._engine.send_inner(tid, control.encode([control.Pong(data)], self._tun.address.ip))
+                case control.Bye():  # the next packet to this server makes a new tunnel
+                    self._engine.remove_tunnel(tid)
+                    for link in self._links.values():
+                        link.dead(tid)
+                    return
+                case _:
+                    pass
 
     def status(self, dns: Mapping[str, int]) -> dict[str, Any]:
         """Return the status document."""
