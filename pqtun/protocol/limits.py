@@ -6,8 +6,9 @@ from typing import Final
 # that far costs a forger's victim 228 ChaCha20 calls on a copy, about half a millisecond in Python.
 RECEIVE_WINDOW: Final = 4096
 
-# Skipped packet keys kept for an epoch, in blocks of 18 keys: as many as the window, so that nothing that the window
-# admitted is lost, and at most 5 x 229 x 576 bytes = 660 KB a tunnel in the worst case.
+# Skipped packet keys kept for a tunnel, in blocks of 18 keys: as many as the window, so that nothing that the window
+# admitted is lost while the peer keeps to one epoch. Anybody can be a peer of a server: this is what each tunnel can
+# cost it, 229 x 576 bytes = 130 KB.
 SKIPPED_BLOCKS: Final = RECEIVE_WINDOW // 18 + 2
 
 # A receiver comes up to this many epochs ahead of its newest one: what two minutes of silence can skip.

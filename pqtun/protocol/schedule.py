@@ -5,6 +5,7 @@ packet asks for is derived on a copy, and the copy is kept only once the packet 
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from math import inf
 from typing import Final
 
@@ -132,9 +133,11 @@ class _ReceiveEpoch:
         erase(ahead.chain_key)
         self.blocks.update(ahead.blocks)
         self.derived += len(ahead.blocks)
-        while len(self.blocks) > SKIPPED_BLOCKS:
-            oldest = next(iter(self.blocks))
-            erase(self.blocks.pop(oldest))
+
+    def forget(self, blocks: int) -> None:
+        """Erase so many of the blocks, the oldest first."""
+        for number in list(islice(self.blocks, blocks)):
+            erase(self.blocks.pop(number))
 
     def use(self, counter: int, key: memoryview) -> None:
         """Erase the key of a packet that authenticated, and its block with the last of its keys."""
@@ -192,6 +195,8 @@ class Candidate:
         if self._next_root is not None:
             self._schedule.bring_up(self._new_epochs, self._next_root)
         self._epoch.use(self._counter, self.key)
+        if self._ahead is not None:
+            self._schedule.bound_skipped()
 
     def reject(self) -> None:
         """Erase what was derived; the schedule is as it was before."""
@@ -261,6 +266,16 @@ class ReceiveSchedule:
             self.newest = epoch.number
         while len(self._epochs) > MAX_EPOCHS:
             self._drop(next(iter(self._epochs)))
+
+    def bound_skipped(self) -> None:
+        """Erase skipped packet keys beyond the bound, those of the oldest epochs first."""
+        excess = sum(len(epoch.blocks) for epoch in self._epochs.values()) - SKIPPED_BLOCKS
+        for epoch in self._epochs.values():
+            if excess <= 0:
+                return
+            blocks = min(excess, len(epoch.blocks))
+            epoch.forget(blocks)
+            excess -= blocks
 
     def step(self, now: float) -> None:
         """Bring up one more epoch without a packet, as a cookie asks for (section 7)."""

@@ -155,6 +155,23 @@ def test_memory_is_bounded_and_the_oldest_skipped_keys_go():
         b.open(first, 0.0)
 
 
+def test_memory_is_bounded_over_all_epochs_of_a_tunnel():
+    """Anybody can be a server's peer, and jump to the end of the window in each of five epochs."""
+    a, b = pair()
+    datagrams = {}
+    for epoch in range(5):
+        a._send.step_up_to(epoch, 0.0)
+        for counter in range(RECEIVE_WINDOW):
+            datagrams[epoch, counter] = a.seal(b"", 0.0)
+    last = RECEIVE_WINDOW - 1
+    for epoch in (4, 0, 1, 3, 2):
+        b.open(datagrams[epoch, last], 0.0)
+        assert sum(len(e.blocks) for e in b._receive._epochs.values()) <= SKIPPED_BLOCKS
+    b.open(datagrams[4, last - 1], 0.0)  # the newest epoch's latest are kept
+    with pytest.raises(MessageError, match="replay"):
+        b.open(datagrams[0, last - 1], 0.0)
+
+
 def test_used_blocks_are_freed():
     a, b = pair()
     for _ in range(10_000):
