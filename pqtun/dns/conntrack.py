@@ -50,14 +50,12 @@ _ADDRESSES: Final = {int(socket.AF_INET): (1, 2, 4), int(socket.AF_INET6): (3, 4
 # Instructions of classic BPF (linux/filter.h); the two FIND look in A for the attribute numbered X, A = 0 if missing.
 _LOAD_IMMEDIATE: Final = 0x00
 _LOAD_X_IMMEDIATE: Final = 0x01
-_STORE: Final = 0x02
 _RETURN: Final = 0x06
 _COPY_TO_X: Final = 0x07
 _JUMP_IF_EQUAL: Final = 0x15
 _LOAD_ANCILLARY: Final = 0x20
 _LOAD_HALF_AT_X: Final = 0x48
 _LOAD_BYTE_AT_X: Final = 0x50
-_LOAD_STORED: Final = 0x60
 _FIND: Final = 0xFFFFF000 + 12  # SKF_AD_OFF + SKF_AD_NLATTR
 _FIND_NESTED: Final = 0xFFFFF000 + 16  # SKF_AD_OFF + SKF_AD_NLATTR_NEST
 
@@ -72,16 +70,17 @@ class Flow:
     seen_source: Endpoint
 
 
-def open_events(port: int) -> socket.socket:
-    """Open the non-blocking netlink socket with an event for each new UDP flow that is answered from ``port``.
+def open_events(asked: int, answering: int) -> socket.socket:
+    """Open the non-blocking netlink socket with an event for each new UDP flow to port ``asked`` that is redirected.
 
-    Opening needs CAP_NET_ADMIN; reading needs nothing. Raises OSError.
+    ``answering`` is the port that it is redirected to. What anybody, on the network too, sends straight to that port
+    makes no event. Opening needs CAP_NET_ADMIN; reading needs nothing. Raises OSError.
     """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER)
     try:
         sock.bind((0, 0))
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BYTES)
-        program = _filter(port)
+        program = _filter(asked, answering)
         buffer = ctypes.create_string_buffer(program, len(program))
         fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
         sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
@@ -92,8 +91,8 @@ def open_events(port: int) -> socket.socket:
     return sock
 
 
-def _filter(port: int) -> bytes:
-    """The BPF program that passes events of UDP flows whose reply tuple has the source port ``port``."""
+def _filter(asked: int, answering: int) -> bytes:
+    """The BPF program that passes events of UDP flows to the port ``asked`` whose answers come from ``answering``."""
     reject = -1
 
     def find(where: int, attribute: int) -> list[tuple[int, int, int, int]]:
@@ -103,20 +102,21 @@ def _filter(port: int) -> bytes:
             (_JUMP_IF_EQUAL, reject, 0, 0),
         ]
 
+    def require(side: int, attribute: int, load: int, value: int) -> list[tuple[int, int, int, int]]:
+        return [
+            (_LOAD_IMMEDIATE, 0, 0, _HEADERS.size),
+            *find(_FIND, side),
+            *find(_FIND_NESTED, _CTA_TUPLE_PROTO),
+            *find(_FIND_NESTED, attribute),
+            (_COPY_TO_X, 0, 0, 0),
+            (load, 0, 0, _ATTRIBUTE.size),
+            (_JUMP_IF_EQUAL, 0, reject, value),
+        ]
+
     program = [
-        (_LOAD_IMMEDIATE, 0, 0, _HEADERS.size),
-        *find(_FIND, _CTA_TUPLE_REPLY),
-        *find(_FIND_NESTED, _CTA_TUPLE_PROTO),
-        (_STORE, 0, 0, 0),
-        *find(_FIND_NESTED, _CTA_PROTO_NUM),
-        (_COPY_TO_X, 0, 0, 0),
-        (_LOAD_BYTE_AT_X, 0, 0, _ATTRIBUTE.size),
-        (_JUMP_IF_EQUAL, 0, reject, socket.IPPROTO_UDP),
-        (_LOAD_STORED, 0, 0, 0),
-        *find(_FIND_NESTED, _CTA_PROTO_SRC_PORT),
-        (_COPY_TO_X, 0, 0, 0),
-        (_LOAD_HALF_AT_X, 0, 0, _ATTRIBUTE.size),
-        (_JUMP_IF_EQUAL, 0, reject, port),
+        *require(_CTA_TUPLE_REPLY, _CTA_PROTO_SRC_PORT, _LOAD_HALF_AT_X, answering),
+        *require(_CTA_TUPLE_REPLY, _CTA_PROTO_NUM, _LOAD_BYTE_AT_X, socket.IPPROTO_UDP),
+        *require(_CTA_TUPLE_ORIG, _CTA_PROTO_DST_PORT, _LOAD_HALF_AT_X, asked),
         (_RETURN, 0, 0, 0xFFFFFFFF),
         (_RETURN, 0, 0, 0),
     ]
@@ -183,8 +183,7 @@ def _attribute(kind: int, value: bytes) -> bytes:
 def parse_event(event: bytes) -> Flow:
     """Read one netlink datagram with one event of a new UDP flow.
 
-    Raises MessageError("conntrack_event") for anything else, and "not_redirected" for a flow that was sent to the
-    proxy itself.
+    Raises MessageError("conntrack_event") for anything else.
     """
     if len(event) < _HEADERS.size:
         raise MessageError("conntrack_event")
@@ -193,9 +192,7 @@ def parse_event(event: bytes) -> Flow:
         raise MessageError("conntrack_event")
     tuples = _attributes(event[_HEADERS.size :])
     _source, destination = _endpoints(tuples.get(_CTA_TUPLE_ORIG), family)
-    reply_source, seen_source = _endpoints(tuples.get(_CTA_TUPLE_REPLY), family)
-    if destination == reply_source:
-        raise MessageError("not_redirected")
+    _proxy, seen_source = _endpoints(tuples.get(_CTA_TUPLE_REPLY), family)
     return Flow(destination, seen_source)
 
 

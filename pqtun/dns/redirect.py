@@ -108,7 +108,7 @@ def _bound(opened: list[socket.socket], family: int, kind: int, port: int) -> so
 
 def _events(port: int) -> socket.socket:
     try:
-        events = open_events(port)
+        events = open_events(DNS_PORT, port)
     except PermissionError:
         raise UserError("watching for DNS lookups needs root (CAP_NET_ADMIN): start the client as root") from None
     except OSError as error:

@@ -78,13 +78,6 @@ def test_other_events_are_rejected(old: bytes, new: bytes, reason: str | None) -
             parse_event(changed)
 
 
-def test_what_was_sent_to_the_proxy_itself_is_rejected() -> None:
-    direct = EVENT4.replace(b"\x09\x09\x09\x09", b"\x7f\x00\x00\x01", 1)
-    direct = direct.replace(b"\x06\x00\x03\x00\x00\x35", b"\x06\x00\x03\x00\xd5\xe4", 1)
-    with pytest.raises(MessageError, match="not_redirected"):
-        parse_event(direct)
-
-
 @given(st.binary(max_size=300), st.booleans())
 def test_random_bytes_are_rejected(data: bytes, headed: bool) -> None:
     event = relength(EVENT4[:20] + data) if headed else data
