@@ -4,7 +4,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -21,6 +21,9 @@ USER: Final = "pqtun"
 MTU: Final = 1396
 MIN_MTU: Final = 576  # RFC 791: what every IPv4 host must take
 MAX_MTU: Final = 4040  # PQConnect reads datagrams of up to 4096 bytes, 56 of them overhead
+
+# RFC 1122 section 3.2.1.3, RFC 1112: this network, the loopback, multicast and what is reserved.
+_NOT_FOR_HOSTS: Final = tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3")))
 
 _CLIENT_INTERFACE: Final = IPv4Interface(CLIENT_ADDRESS)
 _SERVER_INTERFACE: Final = IPv4Interface(SERVER_ADDRESS)
@@ -84,6 +87,8 @@ def subnet(value: object) -> IPv4Interface:
     network = interface.network
     if "/" not in text or not 8 <= network.prefixlen <= 29:
         raise ValueError("the prefix length is a number from 8 to 29, such as in 10.43.0.1/16")
+    if any(network.overlaps(other) for other in _NOT_FOR_HOSTS):
+        raise ValueError("choose a private network, such as 10.43.0.1/16")
     if interface.ip in (network.network_address, network.broadcast_address):
         raise ValueError(f"{interface.ip} is the network's first or last address; take one between")
     return interface
