@@ -1,7 +1,9 @@
 """From a peer known by name to its session: ports, long-term key, ephemeral keys, handshake."""
 
 import asyncio
+import errno
 import logging
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,7 +132,12 @@ class Connector:
 
 
 def connected_socket(address: Address) -> socket.socket:
-    """Return a non-blocking UDP socket connected to ``address``. Raises OSError."""
+    """Return a non-blocking UDP socket connected to ``address``. Raises OSError.
+
+    DNS may name any address: requests to a group of hosts are refused like those to a broadcast address.
+    """
+    if IPv4Address(address[0]).is_multicast:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
         sock.connect(address)

@@ -64,6 +64,16 @@ def test_session_downloads_the_key_once(tmp_path):
     asyncio.run(test())
 
 
+def test_no_requests_to_groups_of_hosts(tmp_path):
+    async def test():
+        for address in ("224.0.0.1", "239.1.1.1", "255.255.255.255"):
+            ports = Ports((address, 42424), (address, 42425))
+            with pytest.raises(ConnectError, match="Permission denied"):
+                await Connector(ServerKeyCache(tmp_path, 10), clock).session(peer(), ports)
+
+    asyncio.run(test())
+
+
 def test_a_wrong_key_is_refused(tmp_path):
     async def test():
         with key_server() as (_, _, ports), pytest.raises(ConnectError) as caught:
