@@ -128,10 +128,11 @@ class ClientService:
                 self._events[type(event).__name__.lower()] += 1
 
     def _control(self, tid: bytes, packet: bytes) -> None:
+        pongs: list[control.Item] = []
         for item in control.parse(packet):
             match item:
                 case control.Ping(data):
-                    self._engine.send_inner(tid, control.encode([control.Pong(data)], self._tun.address.ip))
+                    pongs.append(control.Pong(data))
                 case control.Bye():  # the next packet to this server makes a new tunnel
                     self._engine.remove_tunnel(tid)
                     for link in self._links.values():
@@ -139,6 +140,8 @@ class ClientService:
                     return
                 case _:
                     pass
+        if pongs:  # in one packet, no longer than the one that asked
+            self._engine.send_inner(tid, control.encode(pongs, self._tun.address.ip))
 
     def status(self, dns: Mapping[str, int]) -> dict[str, Any]:
         """Return the status document."""
