@@ -8,9 +8,9 @@ import ctypes
 import errno
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -60,8 +60,8 @@ def generate(path: Path, *, force: bool = False) -> bytes:
 
     Secret files have mode 0600, the directory 0700. Everything is written elsewhere and synced first, then takes its
     place at once; other files in the directory stay.
-    Raises UserError if there is a key already (unless `force`), if there are other files without a key, or if the
-    directory cannot be written.
+    Raises UserError if there is a key already (unless `force`), if there are other files without a key, if the
+    directory cannot be written, or if another file cannot be moved to the new directory.
     """
     path = Path(os.path.realpath(path))
     try:
@@ -109,15 +109,31 @@ def _replace_directory(path: Path, contents: Mapping[str, bytes]) -> None:
         if path.exists() and os.listdir(path):
             _sync_directory(fresh)
             _exchange(fresh, path)
-            for name in os.listdir(fresh):
-                if name not in SIZES:
-                    os.rename(fresh / name, path / name)
+            _move_others(fresh, path)
         else:
             _sync_directory(fresh)
             os.rename(fresh, path)
         _sync_directory(path.parent)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        _remove(fresh)
+
+
+def _move_others(old: Path, path: Path) -> None:
+    for name in sorted(set(os.listdir(old)) - SIZES.keys()):
+        try:
+            os.rename(old / name, path / name)
+        except OSError as error:  # another file system is mounted there
+            raise UserError(
+                f"the new key is in {path}, but {name} stays in {old}: {error.strerror}: move it back yourself"
+            ) from None
+
+
+def _remove(directory: Path) -> None:
+    """Removes the key files and the directory, unless there is something of somebody's in it."""
+    with suppress(OSError):
+        for name in SIZES:
+            (directory / name).unlink(missing_ok=True)
+        directory.rmdir()
 
 
 def _replace_files(path: Path, contents: Mapping[str, bytes]) -> None:

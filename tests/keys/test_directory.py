@@ -303,6 +303,28 @@ def test_force_replaces_the_key_and_keeps_other_files(keys):
     assert [entry.name for entry in keys.parent.iterdir()] == ["keys"]
 
 
+def test_force_removes_nothing_that_cannot_be_moved(keys, monkeypatch):
+    """A mount point below the directory: it went along when the directories were exchanged."""
+    (keys / "backup").mkdir()
+    (keys / "backup" / "old").write_text("mine")
+    real = os.rename
+
+    def busy(source, target):
+        if os.path.basename(source) == "backup":
+            raise OSError(16, "Device or resource busy")
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", busy)
+    text = failure(generate, keys, force=True)
+    monkeypatch.undo()
+    assert "the new key is in" in text
+    left = next(entry for entry in keys.parent.iterdir() if entry != keys)
+    assert str(left) in text
+    assert [entry.name for entry in left.iterdir()] == ["backup"]
+    assert (left / "backup" / "old").read_text() == "mine"
+    assert load_all(keys).public != public_key()
+
+
 def test_force_completes_half_a_key(keys):
     (keys / "x25519_sk").unlink()
     assert_fresh(keys, generate(keys, force=True))
@@ -356,7 +378,7 @@ def test_a_crash_before_the_exchange_leaves_the_old_key(keys, monkeypatch, kept_
 
     with monkeypatch.context() as patch:
         patch.setattr(directory, "_write", crashing)
-        patch.setattr(shutil, "rmtree", lambda *arguments, **options: None)
+        patch.setattr(directory, "_remove", lambda left: None)
         with pytest.raises(Crash):
             generate(keys, force=True)
     assert contents(keys) == before
