@@ -38,7 +38,7 @@ from pqtun.dns.question import HEADER_BYTES, empty_answer, is_query_opcode, reco
 from pqtun.protocol.names import Announcement, parse_label
 
 TTL: Final = 5  # seconds; so long do programs keep the private address when the client has ended
-MAX_RECORDS: Final = 512  # in an answer with a pq1 label; a real one has a handful, and each takes about 20 us to read
+MAX_RECORDS: Final = 128  # in an answer with a pq1 label; a real one has a handful, and each takes up to 0.1 ms
 MAX_NAMES: Final = 8  # owners that one answer gets private addresses for
 MAX_BYTES: Final = 65535
 
