@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"pqtun {options.command}: {error}", file=sys.stderr)
+        print(
+            f"pqtun {options.command}: {' '.join(str(error).split())}", file=sys.stderr
+        )  # one line, whatever it quotes
         return FAILURE
     except KeyboardInterrupt:
         print(file=sys.stderr)

@@ -239,7 +239,7 @@ class _Network:
         return f"{len(times)} of {TRIES} answered, fastest {1000 * min(times):.2f} ms"
 
     async def _exchange(self) -> float | None:
-        """Send a ping of each kind; return the seconds to the first packet that authenticates, None without one."""
+        """Send a ping of each kind; return the seconds to the first answer, None without one."""
         if self._tunnel is None or self._sock is None:
             return None
         self._pings += 1
@@ -248,15 +248,21 @@ class _Network:
         loop = asyncio.get_running_loop()
         try:
             # a pqtun server answers the first, a PQConnect host's kernel the second
-            for packet in (ping, echo_request(_OWN)):
+            for packet in (ping, echo_request(_OWN, self._pings)):
                 self._sock.send(self._tunnel.seal(packet, clock.boottime()))
             async with asyncio.timeout(ANSWER_SECONDS):
-                while True:
+                while (now := clock.boottime()) < began + ANSWER_SECONDS:  # a flood leaves the timeout no turn
                     datagram = await loop.sock_recv(self._sock, _DATAGRAM)
-                    try:
-                        self._tunnel.open(datagram, clock.boottime())
-                    except MessageError:
-                        continue
-                    return clock.boottime() - began
+                    with suppress(MessageError):
+                        if _answers(self._tunnel.open(datagram, now), self._pings):
+                            return clock.boottime() - began
         except (TimeoutError, OSError):
-            return None
+            pass  # no answer
+        return None
+
+
+def _answers(plaintext: bytes, number: int) -> bool:
+    """Whether an inner packet is the pong or the echo reply (RFC 792: type 0) to our ping of this number."""
+    if control.is_control(plaintext):
+        return control.Pong(number.to_bytes(8, "big")) in control.parse(plaintext)
+    return plaintext[9:10] == b"\1" and plaintext[20:21] == b"\0" and plaintext[26:28] == number.to_bytes(2, "big")

@@ -224,6 +224,7 @@ def run_client(settings: ClientSettings, chosen: frozenset[str]) -> int:
         stack.callback(os.close, state)
         udp = stack.enter_context(host.bind_udp(settings.port, "--port"))
         tun = host.make_tun(settings.interface, settings.address, settings.mtu, movable="address" not in chosen)
+        stack.callback(host.remove_tun, tun.name)
         stack.enter_context(tun.file)
         dns = stack.enter_context(closing(open_sockets()))
         control_sock = stack.enter_context(run.listen(user.pw_gid))

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import os
 import socket
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from pqtun.protocol.errors import UserError
 from pqtun.pump.tun import open_tun
+
+log = logging.getLogger(__name__)
 
 PRIVATE_NETWORKS: Final = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))  # RFC 1918
 
@@ -122,6 +125,16 @@ def make_tun(name: str, wanted: IPv4Interface, mtu: int, *, movable: bool) -> Tu
             os.close(fd)
             raise
     return Tun(io.FileIO(fd, "r+"), name, address)
+
+
+def remove_tun(name: str) -> None:
+    """Remove the device if it is still there: a worker that was taken over could have made it a persistent one."""
+    try:
+        with IPRoute() as ipr:
+            for index in ipr.link_lookup(ifname=name):
+                ipr.link("del", index=index)
+    except NetlinkError as error:
+        log.warning("cannot remove the interface %s: %s", name, error)
 
 
 def _disable_ipv6(name: str) -> None:

@@ -172,10 +172,10 @@ class Link:
         self.progress = (verified, total)
 
 
-def echo_request(source: IPv4Address) -> bytes:
+def echo_request(source: IPv4Address, sequence: int = 0) -> bytes:
     """Return an ICMP echo request (28 bytes, RFC 792) from ``source`` to 0.0.0.0, which the peer sets to its own."""
-    icmp = struct.pack(">BBHHH", _ECHO_REQUEST, 0, 0, 0, 0)
-    icmp = struct.pack(">BBHHH", _ECHO_REQUEST, 0, _checksum(icmp), 0, 0)
+    icmp = struct.pack(">BBHHH", _ECHO_REQUEST, 0, 0, 0, sequence)
+    icmp = struct.pack(">BBHHH", _ECHO_REQUEST, 0, _checksum(icmp), 0, sequence)
     fields = [0x45, 0, 20 + len(icmp), 0, 0, 64, 1, 0, source.packed, bytes(4)]
     fields[7] = _checksum(struct.pack(">BBHHHBBH4s4s", *fields))
     return struct.pack(">BBHHHBBH4s4s", *fields) + icmp

@@ -55,7 +55,15 @@ def drop(user: pwd.struct_passwd) -> None:
     os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)  # clears the permitted and effective sets
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if _has_capabilities():
+        raise UserError("this process keeps its privileges (securebits): start pqtun without them")
     _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def _has_capabilities() -> bool:
+    with open("/proc/self/status") as status:  # proc_pid_status(5)
+        sets = dict(line.split(":", 1) for line in status if line.startswith("Cap"))
+    return any(int(sets[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb"))
 
 
 def die_with_parent(parent: int) -> None:

@@ -192,6 +192,7 @@ def run_server(settings: ServerSettings, chosen: frozenset[str]) -> int:
         udp = stack.enter_context(host.bind_udp(settings.port, "--port"))
         key_udp = stack.enter_context(host.bind_udp(settings.key_port, "--key-port"))
         tun = host.make_tun(settings.interface, settings.address, settings.mtu, movable="address" not in chosen)
+        stack.callback(host.remove_tun, tun.name)
         stack.enter_context(tun.file)
         if settings.deliver_to is not None:
             host.check_own_address(settings.deliver_to, "--deliver-to")

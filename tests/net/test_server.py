@@ -174,7 +174,8 @@ def test_requests_that_ask_for_more_than_they_bring_get_nothing(server: PqtunSer
 
 
 def test_status(server: PqtunServer, stage: Stage) -> None:
-    stage.lab.run(stage.net.client, *pqtun.argv("check", HOST), env=pqtun.environment())
+    started(stage.fresh_client())
+    assert stage.curl().tunnelled
     document = server.status()
     assert document == {**document, "role": "server", "interface": "pqtsrv0", "port": 42424, "key_port": 42425}
     assert f"pq1{document['keyhash']}" in stage.announced
@@ -189,7 +190,8 @@ def test_status(server: PqtunServer, stage: Stage) -> None:
     assert "listening port: 42424, key server 42425" in text
     assert f"key hash: {document['keyhash']}" in text
     assert f"\npeer: {peer['name']}\n  state: up\n  private address: 10.42.0.2\n" in text
-    assert "real address: 192.0.2.10 port " in text
+    assert "real address: 192.0.2.10 port 42423" in text
+    assert stopped(stage.client) == 0
 
 
 def test_no_secret_in_the_log_or_in_what_it_tells(server: PqtunServer, stage: Stage) -> None:
