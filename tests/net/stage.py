@@ -5,6 +5,7 @@ HOST is announced, PLAIN is not; both are the same web server. No daemon runs ye
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -132,6 +133,15 @@ def process_status(pid: int) -> dict[str, str]:
     """The fields of /proc/PID/status (proc_pid_status(5))."""
     fields = (line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {name: value.strip() for name, value in fields}
+
+
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process lead to; one that it closes meanwhile is left out."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(entry))
+    return found
 
 
 def resident(pid: int) -> int:

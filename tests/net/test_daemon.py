@@ -20,6 +20,7 @@ from tests.net.stage import (
     Daemon,
     devices,
     gone,
+    open_files,
     pids,
     process_status,
     python,
@@ -182,15 +183,13 @@ def test_key_files_are_closed_once_read(make: Make, keys: Path) -> None:
     daemon = make("server")
     process = started(daemon)
     for pid in (process.pid, status(daemon)["pid"]):
-        files = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-        assert not [file for file in files if file.startswith(str(keys))]
+        assert not [file for file in open_files(pid) if file.startswith(str(keys))]
 
 
 def test_the_parent_keeps_nothing_of_the_workers(daemon: Daemon) -> None:
     """What it kept would keep the device and ports busy after the worker's end."""
     process = started(daemon)
-    files = [os.readlink(entry) for entry in Path(f"/proc/{process.pid}/fd").iterdir()]
-    assert "/dev/net/tun" not in files
+    assert "/dev/net/tun" not in open_files(process.pid)
 
 
 def test_second_start_is_refused(daemon: Daemon, make: Make) -> None:
