@@ -176,7 +176,7 @@ class _Network:
         if self._ports is None:
             known = self._announcement
             peer = Peer(
-                0, _OWN, known.keyhash, self._checkup.name, (self._address,), known.port, known.key_port, False, 0.0
+                0, _OWN, known.keyhash, self._checkup.name, (self._address,), known.port, known.key_port, None, 0.0
             )
             self._ports = await find_ports(peer, self._address, self._checkup.resolver)
         return self._ports

@@ -94,8 +94,7 @@ class ClientService:
             self._events["no_free_address"] += 1
             return None
         link = self._link(peer)
-        link.peer = peer
-        link.resolver = upstream
+        link.found(peer, upstream)
         self._attempts.want(link)
         return peer.inner
 
@@ -111,8 +110,8 @@ class ClientService:
                     self._attempts.want(self._link(peer))
             case Alive(tid):
                 for link in self._links.values():
-                    if link.alive(tid):
-                        self._book.used(link.peer.inner)
+                    if link.alive(tid) and link.address is not None:
+                        self._book.used(link.peer.inner, link.address)
             case Dead(tid):
                 for link in self._links.values():
                     link.dead(tid)
@@ -168,7 +167,7 @@ class ClientService:
             peer = self._book.by_inner(IPv4Address(str(request.get("private_address"))))
         except ValueError:
             peer = None
-        return {"real_addresses": [str(address) for address in peer.addresses] if peer else []}
+        return {"real_addresses": [str(address) for address in peer.candidates] if peer else []}
 
     async def note_use(self) -> None:
         """Keep the private addresses of peers that carry traffic, until cancelled."""
@@ -177,7 +176,7 @@ class ClientService:
             since = clock.boottime() - USED_INTERVAL
             for tunnel in self._engine.stats().tunnels:
                 if max(tunnel.last_sent or 0.0, tunnel.last_received or 0.0) > since:
-                    self._book.used(tunnel.inner)
+                    self._book.used(tunnel.inner, IPv4Address(tunnel.endpoint[0]))
 
     def _peer_status(self, peer: Peer, tunnels: Mapping[bytes, TunnelStats], now: float) -> dict[str, Any]:
         link = self._links.get(peer.inner)

@@ -21,8 +21,9 @@ log = logging.getLogger(__name__)
 
 PRIVATE_NETWORKS: Final = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))  # RFC 1918
 
-# Half a second of a gigabit: the worker may be busy with handshakes for that long.
-SOCKET_BUFFER: Final = 8 << 20
+# The kernel doubles it. Enough for a burst of some 30 ms at the speed of the Python engine; what one client sends
+# beyond that is lost to it, while more would keep the packets of all others waiting for as long.
+SOCKET_BUFFER: Final = 1 << 20
 _SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h
 _SO_SNDBUFFORCE: Final = 32
 # linux/in.h. Datagrams go without DF: on a path with a smaller MTU routers cut them, where else they would be lost.

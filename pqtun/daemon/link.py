@@ -32,6 +32,7 @@ class Link:
         self.error: str | None = None
         self.progress: tuple[int, int] | None = None
         self.resolver: Address | None = None
+        self.address: IPv4Address | None = None  # the real one of the tunnel, or the one being tried
         self._engine = engine
         self._connector = connector
         self._own = own
@@ -66,6 +67,13 @@ class Link:
         self._engine.hold(self.peer.inner)
         self._task = asyncio.ensure_future(self._connect())
         self._task.add_done_callback(self._ended)
+
+    def found(self, peer: Peer, resolver: Address) -> None:
+        """Take what a lookup says of the peer. New addresses or ports are tried at once, whatever failed before."""
+        if (peer.addresses, peer.announcement) != (self.peer.addresses, self.peer.announcement):
+            self._not_before = 0.0
+        self.peer = peer
+        self.resolver = resolver
 
     def refuse(self) -> None:
         """Do not connect now: the senders of held packets are told."""
@@ -122,7 +130,7 @@ class Link:
 
     async def _connect(self) -> None:
         failure: ConnectError | None = None
-        for address in self.peer.addresses:
+        for address in self.peer.candidates:
             try:
                 await self._connect_to(address)
             except ConnectError as error:
@@ -134,6 +142,7 @@ class Link:
 
     async def _connect_to(self, address: IPv4Address) -> None:
         ports = await find_ports(self.peer, address, self.resolver)
+        self.address = address
         for seconds in CONFIRM_SECONDS:
             datagram, session = await self._connector.session(self.peer, ports, self._note_progress)
             self._drop_tunnel()

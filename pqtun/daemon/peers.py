@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS peer (
     addresses TEXT NOT NULL,
     port INTEGER,
     key_port INTEGER,
-    proven INTEGER NOT NULL,
+    good TEXT,
     last_used REAL NOT NULL
 ) STRICT
 """
@@ -52,8 +52,21 @@ class Peer:
     addresses: tuple[IPv4Address, ...]
     port: int | None
     key_port: int | None
-    proven: bool  # there was a tunnel
+    good: IPv4Address | None  # the real address where there was a tunnel last
     last_used: float
+
+    @property
+    def proven(self) -> bool:
+        """Whether there ever was a tunnel."""
+        return self.good is not None
+
+    @property
+    def candidates(self) -> tuple[IPv4Address, ...]:
+        """The real addresses to try, in this order.
+
+        Whoever answers one lookup names new ones; the one where there was a tunnel stays as a way back.
+        """
+        return self.addresses if self.good is None or self.good in self.addresses else (*self.addresses, self.good)
 
     @property
     def announcement(self) -> Announcement:
@@ -93,9 +106,7 @@ class PeerBook:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")  # a power cut may lose the last peers, never the file
             db.execute(_SCHEMA)
-            for row in db.execute(
-                "SELECT number, keyhash, name, addresses, port, key_port, proven, last_used FROM peer"
-            ):
+            for row in db.execute("SELECT number, keyhash, name, addresses, port, key_port, good, last_used FROM peer"):
                 self._load(*row)
         except BaseException:
             db.close()
@@ -110,7 +121,7 @@ class PeerBook:
         addresses: str,
         port: int | None,
         key_port: int | None,
-        proven: int,
+        good: str | None,
         last_used: float,
     ) -> None:
         inner = self._inner(number)
@@ -118,9 +129,10 @@ class PeerBook:
             return  # the subnet was made smaller
         try:
             real = tuple(IPv4Address(text) for text in json.loads(addresses))
+            proven = None if good is None else IPv4Address(good)
         except ValueError as error:
             raise sqlite3.DatabaseError(f"peer {number}: {error}") from None
-        self._remember(Peer(number, inner, keyhash, name, real, port, key_port, bool(proven), last_used))
+        self._remember(Peer(number, inner, keyhash, name, real, port, key_port, proven, last_used))
 
     def _inner(self, number: int) -> IPv4Address | None:
         network = self._own.network
@@ -167,7 +179,7 @@ class PeerBook:
             if number is None or inner is None:
                 return None
             ports = announcement.port, announcement.key_port
-            peer = Peer(number, inner, announcement.keyhash, name, real, *ports, False, now)
+            peer = Peer(number, inner, announcement.keyhash, name, real, *ports, None, now)
         elif found.name == name:
             peer = replace(found, addresses=real, port=announcement.port, key_port=announcement.key_port)
         else:
@@ -190,11 +202,11 @@ class PeerBook:
                 return peer
         return None
 
-    def used(self, inner: IPv4Address) -> None:
-        """Note that a peer has a tunnel and packets flow, so that it keeps its address."""
+    def used(self, inner: IPv4Address, real: IPv4Address) -> None:
+        """Note that a peer has a tunnel at a real address and packets flow, so that it keeps its private one."""
         peer, now = self._peers.get(inner), self._now()
-        if peer is not None and not (peer.proven and 0 <= now - peer.last_used < SAVE_INTERVAL):
-            peer = replace(peer, proven=True, last_used=now)
+        if peer is not None and not (peer.good == real and 0 <= now - peer.last_used < SAVE_INTERVAL):
+            peer = replace(peer, good=real, last_used=now)
             self._save(peer)
             self._remember(peer)
 
@@ -214,7 +226,7 @@ class PeerBook:
             json.dumps([str(address) for address in peer.addresses]),
             peer.port,
             peer.key_port,
-            peer.proven,
+            None if peer.good is None else str(peer.good),
             peer.last_used,
         )
         try:

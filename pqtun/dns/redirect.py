@@ -4,9 +4,9 @@ The table has the owner flag: the kernel removes it as soon as the netlink socke
 process ends. The nft program closes its socket at once, so the table is made through its library, whose context
 keeps the socket (libnftables(3)).
 
-Not redirected are the worker's own lookups, and those to link-local resolvers: a socket that is connected to such an
-address is bound to its interface and takes no answer from the loopback. For the same reason lookups of a program that
-binds its socket to an interface (SO_BINDTODEVICE) are redirected, but get no answer.
+Not redirected are the worker's own lookups, and those to or from a link-local address: a socket that is connected to
+such an address is bound to its interface and takes no answer from the loopback. For the same reason lookups of a
+program that binds its socket to an interface (SO_BINDTODEVICE) are redirected, but get no answer.
 """
 
 import ctypes
@@ -41,6 +41,7 @@ add rule inet {table} raw meta skuid {uid} meta l4proto {{ tcp, udp }} th dport 
 add chain inet {table} output {{ type nat hook output priority -101; policy accept; }}
 add rule inet {table} output meta skuid {uid} accept
 add rule inet {table} output ip6 daddr fe80::/10 accept
+add rule inet {table} output ip6 saddr fe80::/10 accept
 add rule inet {table} output meta l4proto {{ tcp, udp }} th dport {dns} redirect to :{port}
 """
 # Anybody can announce a server and have this host make a tunnel to it. Through the tunnel such a server would reach

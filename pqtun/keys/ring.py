@@ -101,8 +101,3 @@ class EphemeralRing:
         for entry in self._entries:
             entry.erase()
         self._entries = []
-
-    @property
-    def next_deadline(self) -> float | None:
-        """When (on the boottime clock) expire() has something to erase; None while there is no pair."""
-        return min((entry.began + EPHEMERAL_LIFETIME for entry in self._entries), default=None)

@@ -15,19 +15,6 @@ _INDEX_OFFSET = 2 + TID_BYTES
 _ZERO_KEY = bytes(KEY_BYTES)
 
 
-def tunnel_id(datagram: bytes) -> bytes | None:
-    """Return the tunnel id (32 bytes) that a tunnel packet names, None if the datagram is no tunnel packet."""
-    if len(datagram) < TUNNEL_OVERHEAD or not datagram.startswith(TUNNEL):
-        return None
-    return datagram[2:_INDEX_OFFSET]
-
-
-def packet_index(datagram: bytes) -> tuple[int, int]:
-    """Return epoch and counter of a datagram that ``tunnel_id`` has accepted."""
-    epoch, counter = _INDEX.unpack_from(datagram, _INDEX_OFFSET)
-    return epoch, counter
-
-
 class Tunnel:
     """Both key schedules of one tunnel. ``now`` is in seconds on a clock that counts sleep and never goes back."""
 

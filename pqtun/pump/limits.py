@@ -37,6 +37,3 @@ BATCH: Final = 64
 # Longest sleep of the deadline timer. The event loop's clock stands still while the machine sleeps, CLOCK_BOOTTIME
 # does not: after a wake-up, expired keys are erased at most this late.
 TIMER_SECONDS: Final = 1.0
-
-# Receive buffer asked of the kernel for the UDP socket: 4 MB holds a burst of 20 ms at 1 Gbit/s.
-RECEIVE_BUFFER_BYTES: Final = 4 << 20

@@ -47,7 +47,6 @@ from pqtun.pump.limits import (
     EARLY_SECONDS,
     HELD_SECONDS,
     READ_BYTES,
-    RECEIVE_BUFFER_BYTES,
     TIMER_SECONDS,
 )
 from pqtun.pump.link import Link
@@ -99,8 +98,6 @@ class PythonEngine:
         """Begin to move packets and to report."""
         os.set_blocking(self._tun, False)
         self._udp.setblocking(False)
-        if self._udp.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) < RECEIVE_BUFFER_BYTES:
-            self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         self._events.start(listener)
         self._loop.add_reader(self._tun, self._on_tun)
         self._loop.add_reader(self._udp, self._on_udp)

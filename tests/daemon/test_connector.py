@@ -22,7 +22,7 @@ ADDRESS = IPv4Address("127.0.0.1")
 
 
 def peer(port=None, key_port=None, keyhash=HASH):
-    return Peer(2, IPv4Address("10.43.0.2"), keyhash, "pq1x.example.net", (ADDRESS,), port, key_port, False, 0.0)
+    return Peer(2, IPv4Address("10.43.0.2"), keyhash, "pq1x.example.net", (ADDRESS,), port, key_port, None, 0.0)
 
 
 def clock():

@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
@@ -10,8 +11,9 @@ from pqtun.daemon.peers import Peer
 from pqtun.protocol import control
 from pqtun.protocol.handshake import Session
 
-OWN, INNER, FIRST, SECOND = (IPv4Address(a) for a in ("10.43.0.1", "10.43.0.2", "192.0.2.1", "192.0.2.2"))
-PEER = Peer(2, INNER, b"k" * 32, "pq1k.example.net", (FIRST, SECOND), 42424, 42425, False, 0.0)
+OWN, INNER = IPv4Address("10.43.0.1"), IPv4Address("10.43.0.2")
+FIRST, SECOND, THIRD = (IPv4Address(f"192.0.2.{n}") for n in (1, 2, 3))
+PEER = Peer(2, INNER, b"k" * 32, "pq1k.example.net", (FIRST, SECOND), 42424, 42425, None, 0.0)
 
 
 class World:
@@ -134,6 +136,22 @@ def test_failure_tells_the_programs_and_pauses(caplog):
         await until(lambda: world.link.state == "up")
         assert world.link.error is None
         assert [record.levelname for record in caplog.records].count("WARNING") == 1
+
+    asyncio.run(test())
+
+
+def test_new_addresses_are_tried_at_once():
+    async def test():
+        world = World()
+        world.unreachable = {str(FIRST), str(SECOND)}
+        world.link.want()
+        await until(lambda: world.link.state == "failed")
+        world.link.found(PEER, ("192.0.2.53", 53))
+        world.link.want()
+        assert world.link.state == "failed"
+        world.link.found(replace(PEER, addresses=(THIRD,)), ("192.0.2.53", 53))
+        world.link.want()
+        await until(lambda: world.link.state == "up")
 
     asyncio.run(test())
 

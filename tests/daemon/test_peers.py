@@ -55,6 +55,17 @@ def test_a_server_that_moved_keeps_its_private_address(book):
     assert moved.addresses == (B,)
 
 
+def test_where_there_was_a_tunnel_stays_a_candidate(book):
+    first = book.met(KEY, "pq1k.example.net", [A], nobody)
+    assert first.candidates == (A,)
+    book.used(first.inner, A)
+    many = [IPv4Address(int(C) + n) for n in range(peers.MAX_ADDRESSES)]
+    assert book.met(KEY, "pq1k.example.net", many, nobody).candidates == (*many, A)
+    assert book.met(KEY, "pq1k.example.net", [B, A], nobody).candidates == (B, A)
+    book.used(first.inner, B)
+    assert book.met(KEY, "pq1k.example.net", [A], nobody).candidates == (A, B)
+
+
 def test_another_name_for_the_same_server_shares_its_private_address(book):
     first = book.met(KEY, "pq1k.example.net", [A, B], nobody)
     assert book.met(KEY, "pq1k.example.org", [B], nobody) == first
@@ -117,12 +128,12 @@ def test_a_full_subnet_forgets_the_longest_unused_only(tmp_path, clock):
     for number in range(5):
         clock.now += 1
         given.append(book.met(Announcement(bytes([number]) * 32), f"n{number}", [A], nobody))
-        book.used(given[-1].inner)
+        book.used(given[-1].inner, A)
     newcomer = Announcement(b"n" * 32)
     clock.now += peers.FORGET_UNPROVEN_AFTER
     assert book.met(newcomer, "new", [A], nobody) is None
     clock.now += peers.FORGET_AFTER
-    book.used(given[0].inner)
+    book.used(given[0].inner, A)
     assert book.met(newcomer, "new", [A], lambda inner: inner == given[1].inner).inner == given[2].inner
     assert book.by_inner(given[0].inner).keyhash == given[0].keyhash
     assert book.by_inner(given[1].inner).keyhash == given[1].keyhash
@@ -133,7 +144,7 @@ def test_a_full_subnet_forgets_the_longest_unused_only(tmp_path, clock):
 def test_peers_without_a_tunnel_ever_are_forgotten_soon(tmp_path, clock):
     book = PeerBook(tmp_path / "peers.sqlite", IPv4Interface("10.43.0.1/29"), clock)
     given = [book.met(Announcement(bytes([number]) * 32), f"n{number}", [A], nobody) for number in range(5)]
-    book.used(given[0].inner)
+    book.used(given[0].inner, A)
     newcomer = Announcement(b"n" * 32)
     assert book.met(newcomer, "new", [A], nobody) is None
     clock.now += peers.FORGET_UNPROVEN_AFTER
@@ -150,16 +161,16 @@ def test_use_is_written_seldom(book, clock, tmp_path):
             return db.execute("SELECT last_used FROM peer").fetchone()[0]
 
     clock.now += 10
-    book.used(peer.inner)
+    book.used(peer.inner, A)
     assert stored() == clock.now  # the first use makes it a proven one
     clock.now += 10
-    book.used(peer.inner)
+    book.used(peer.inner, A)
     assert stored() == clock.now - 10
     clock.now += 100
-    book.used(peer.inner)
+    book.used(peer.inner, A)
     assert stored() == clock.now
     clock.now -= 5000  # the wall clock was set back
-    book.used(peer.inner)
+    book.used(peer.inner, A)
     assert stored() == clock.now
 
 

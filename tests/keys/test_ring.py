@@ -49,7 +49,6 @@ def test_nothing_is_made_before_it_is_due():
     ring = clocks.ring()
     assert clocks.made == 0
     assert ring.acceptable() == []
-    assert ring.next_deadline is None
     clocks.pass_time(300)
     assert clocks.made == 0
     ring.current()
@@ -76,12 +75,10 @@ def test_a_pair_lives_120_seconds_from_the_start_of_its_half_minute():
     clocks = Clocks(wall=START + 12)
     ring = clocks.ring()
     ring.current()
-    assert ring.next_deadline == clocks.boot - 12 + EPHEMERAL_LIFETIME
     clocks.pass_time(107.9)
     assert marks(ring) == [1]
     clocks.pass_time(0.1)
     assert marks(ring) == []
-    assert ring.next_deadline is None
 
 
 def test_steady_service_accepts_the_last_four_or_five_newest_first():
@@ -180,9 +177,6 @@ def test_no_clock_breaks_the_ring(steps):
         assert clocks.boot - handed_out[public.x25519_pk] <= 31
         for mark in marks(ring):
             assert clocks.boot - handed_out[bytes([mark]) * 32] < EPHEMERAL_LIFETIME
-        deadline = ring.next_deadline
-        assert deadline is not None
-        assert clocks.boot < deadline <= clocks.boot + EPHEMERAL_LIFETIME
 
 
 def test_a_mad_wall_clock_does_not_fill_the_memory():

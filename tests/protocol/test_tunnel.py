@@ -8,10 +8,15 @@ from pqtun.protocol import primitives, schedule
 from pqtun.protocol.constants import LAST_EPOCH
 from pqtun.protocol.errors import MessageError
 from pqtun.protocol.limits import RECEIVE_WINDOW, SKIPPED_BLOCKS
-from pqtun.protocol.tunnel import Tunnel, packet_index, tunnel_id
+from pqtun.protocol.tunnel import Tunnel
 from tests.protocol.vectors import load
 
 TID, TI, TR = b"t" * 32, b"i" * 32, b"r" * 32
+
+
+def packet_index(datagram):
+    """Epoch and counter, as they are on the wire."""
+    return int.from_bytes(datagram[34:36], "big"), int.from_bytes(datagram[36:40], "big")
 
 
 def pair(now=0.0, first_epoch=0):
@@ -34,7 +39,7 @@ def test_known_answers(case):
     sender, receiver = Tunnel(tid, send_root, recv_root, 0.0), Tunnel(tid, recv_root, send_root, 0.0)
     for packet in case["datagrams"]:
         datagram, plaintext = bytes.fromhex(packet["datagram"]), bytes.fromhex(packet["plaintext"])
-        assert tunnel_id(datagram) == tid
+        assert datagram[:34] == b"\2\0" + tid
         now = 30.0 * packet_index(datagram)[0]
         assert sender.seal(plaintext, now) == datagram
         assert receiver.open(datagram, now) == plaintext
@@ -311,7 +316,6 @@ def test_random_bytes_are_refused(data):
     for datagram in (data, b"\2\0" + data, b"\2\0" + TID + data):
         with pytest.raises(MessageError):
             b.open(datagram, 0.0)
-        assert tunnel_id(datagram) in (None, datagram[2:34])
     assert snapshot(b) == before
 
 
@@ -319,6 +323,5 @@ def test_random_bytes_are_refused(data):
 def test_short_datagrams_are_no_tunnel_packets(size):
     a, b = pair()
     datagram = a.seal(b"", 0.0)
-    assert tunnel_id(datagram[:size]) is None
     with pytest.raises(MessageError):
         b.open(datagram[:size], 0.0)
