@@ -106,6 +106,9 @@ def delivered(data: bytes, peer: str = PEER, host: str = OWN) -> bytes:
     return p.udp_packet(peer, host, data)
 
 
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+
+
 class Rig:
     """The engine, both its descriptors' other ends, its events and its clock."""
 
@@ -136,6 +139,8 @@ class Rig:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.setblocking(False)
         sock.bind(("127.0.0.1", 0))
+        if os.geteuid() == 0:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 20)  # as the daemon's parent does
         if ours:
             self._sockets.append(sock)
         return sock
