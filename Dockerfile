@@ -6,7 +6,7 @@
 #       -v /var/lib/pqtun:/var/lib/pqtun pqtun server
 FROM debian:13-slim
 
-COPY LICENSE pyproject.toml requirements.lock requirements-build.lock /src/
+COPY LICENSE README.md pyproject.toml requirements.lock requirements-build.lock /src/
 COPY scripts /src/scripts
 COPY misc /src/misc
 COPY pqtun /src/pqtun
