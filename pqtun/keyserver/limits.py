@@ -10,6 +10,8 @@ MAX_DATAGRAM: Final = 2048
 # Datagrams handled before the event loop gets its turn: they take about 1 ms, so nobody else waits noticeably.
 BATCH: Final = 64
 
+# --- the client's socket ---
+
 # Asked of the kernel (SO_RCVBUF), which may grant less: the largest burst (MAX_WINDOW) with its bookkeeping.
 RECEIVE_BUFFER: Final = 1 << 20
 

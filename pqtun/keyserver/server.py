@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from pqtun.keys.ring import EphemeralRing
-from pqtun.keyserver.limits import BATCH, MAX_DATAGRAM, RECEIVE_BUFFER
+from pqtun.keyserver.limits import BATCH, MAX_DATAGRAM
 from pqtun.protocol.constants import EPHEMERAL_REQUEST, STATIC_REQUEST
 from pqtun.protocol.handshake import EphemeralPublicKey
 from pqtun.protocol.keydatagram import (
@@ -73,8 +73,9 @@ def _fault(datagram: bytes, header_known: bool) -> str:
 
 
 class KeyServerSocket:
-    """Serves over bound, non-blocking UDP sockets (IPv4 or IPv6), which it closes at the end.
+    """Serves over bound UDP sockets (IPv4 or IPv6), which it closes at the end.
 
+    Their buffers stay as they are: who may have larger ones than others sets them, and the worker may not.
     Each answer leaves from the address that was asked, which a connected client insists on: IP_PKTINFO of ip(7) and
     IPV6_RECVPKTINFO of RFC 3542, 6.1.
     """
@@ -89,7 +90,6 @@ class KeyServerSocket:
         self._loop = asyncio.get_running_loop()
         for sock in self._socks:
             sock.setblocking(False)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
             if sock.family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             else:

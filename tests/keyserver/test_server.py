@@ -1,4 +1,6 @@
+import asyncio
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pqtun.keys.ring import EphemeralRing
-from pqtun.keyserver.server import KeyServer
+from pqtun.keyserver.server import KeyServer, KeyServerSocket
 from pqtun.protocol.keydatagram import ephemeral_request, parse_response, static_request
 from pqtun.protocol.keytree import NODES
 from tests.keyserver.servers import a_server, the_tree
@@ -135,6 +137,22 @@ def test_no_datagram_is_dear(server):
 
 
 # --- over real sockets, on the loopback of a network namespace that ends with its process ---
+
+
+def test_the_receive_buffer_is_left_alone(server):
+    """The privileged parent makes a larger one than the worker might ask for."""
+
+    async def run(sock):
+        service = KeyServerSocket(server, [sock])
+        service.start()
+        size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        service.close()
+        return size
+
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 50_000)
+    given = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    assert asyncio.run(run(sock)) == given
 
 
 @pytest.fixture(scope="module")
