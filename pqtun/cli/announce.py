@@ -22,7 +22,7 @@ def _ip(text: str) -> IPv4Address | IPv6Address:
     try:
         return ip_address(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no IP address") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no IP address (hosts come before --address)") from None
 
 
 def add_parsers(commands: Any) -> None:

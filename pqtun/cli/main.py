@@ -10,7 +10,6 @@ from pqtun import __version__
 from pqtun.cli import announce, check, keygen, services, status
 from pqtun.protocol.errors import UserError
 
-USAGE_ERROR = 2  # argparse's own exit code
 FAILURE = 1
 _FIRST_OWN_DESCRIPTOR = 3
 
@@ -38,9 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(
-            f"pqtun {options.command}: {' '.join(str(error).split())}", file=sys.stderr
-        )  # one line, whatever it quotes
+        text = " ".join(str(error).split())  # one line, whatever it quotes
+        print(f"pqtun {options.command}: {text}", file=sys.stderr)
         return FAILURE
     except KeyboardInterrupt:
         print(file=sys.stderr)

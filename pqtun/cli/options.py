@@ -23,7 +23,6 @@ def checked(parse: Callable[[object], T]) -> Callable[[str], T]:
 
 
 PORT = checked(settings.port)
-ADDRESS = checked(settings.address)
 PATH = checked(settings.path)
 
 

@@ -2,13 +2,12 @@
 
 import argparse
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pqtun.cli import options
 from pqtun.daemon import control
-from pqtun.daemon.rundir import socket_path
 from pqtun.protocol.errors import UserError
 
 ROLES = ("client", "server")
@@ -24,8 +23,7 @@ def add_parsers(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the status. Raises UserError if the service does not run."""
-    roles = [arguments.role] if arguments.role else _running(arguments)
-    found = {role: control.ask(arguments.run, role, {"op": "status"}) for role in roles}
+    found = _ask_all(arguments.run, [arguments.role] if arguments.role else ROLES)
     if arguments.json:
         print(json.dumps(found[arguments.role] if arguments.role else found, indent=2))
         return 0
@@ -33,11 +31,17 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _running(arguments: argparse.Namespace) -> list[str]:
-    roles = [role for role in ROLES if os.path.exists(socket_path(arguments.run, role))]
-    if not roles:
-        raise UserError(f"neither a pqtun client nor a server runs with {arguments.run}; start one, or see --run")
-    return roles
+def _ask_all(directory: Path, roles: Sequence[str]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for role in roles:
+        try:
+            found[role] = control.ask(directory, role, {"op": "status"})
+        except control.NotRunningError:
+            if len(roles) == 1:
+                raise
+    if not found:
+        raise UserError(f"neither a pqtun client nor a server runs with {directory}; start one, or see --run")
+    return found
 
 
 def _text(status: Mapping[str, Any]) -> str:
@@ -50,9 +54,9 @@ def _text(status: Mapping[str, Any]) -> str:
     ]
     if status.get("keyhash"):
         lines.append(f"  key hash: {status['keyhash']}")
-    for title, key in (("drops", "drops"), ("dns", "dns"), ("handshakes", "handshakes"), ("key server", "key_server")):
+    for key in ("drops", "events", "dns", "handshakes", "key_server"):
         if status.get(key):
-            lines.append(f"  {title}: {_counters(status[key])}")
+            lines.append(f"  {key.replace('_', ' ')}: {_counters(status[key])}")
     for peer in status["peers"]:
         lines += ["", *_peer(peer)]
     if not status["peers"]:

@@ -5,7 +5,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,7 @@ import dns.resolver
 
 from pqtun.daemon import clock
 from pqtun.daemon.connector import Address, Ports, Progress, connected_socket, find_ports
-from pqtun.daemon.control import ask
+from pqtun.daemon.control import NotRunningError, ask
 from pqtun.daemon.link import echo_request
 from pqtun.daemon.peers import Peer
 from pqtun.daemon.rundir import socket_path
@@ -121,6 +121,8 @@ class Checkup:
         return f"{self.name} at {', '.join(map(str, self.addresses))}"
 
     async def _resolve(self) -> "dns.resolver.Answer":
+        if not self.host.strip(".") or _is_address(self.host):
+            raise StepError(f"{self.host!r} is no name; name the host as clients do, such as www.example.net")
         try:
             resolver = dns.asyncresolver.Resolver()
             return await resolver.resolve(self.host, "A", lifetime=DNS_SECONDS, search=False, raise_on_no_answer=False)
@@ -137,6 +139,8 @@ class Checkup:
             return addresses
         try:
             answer = ask(self.run_directory, "client", {"op": "real_address", "private_address": str(addresses[0])})
+        except NotRunningError:
+            return addresses  # one that was killed left its socket
         except UserError as error:
             raise StepError(f"a pqtun client on this host hides the real address of {self.host}: {error}") from None
         return [IPv4Address(text) for text in answer["real_addresses"]] or addresses
@@ -144,6 +148,14 @@ class Checkup:
 
 def _is_cname(rrset: "dns.rrset.RRset") -> bool:
     return bool(rrset.rdtype == dns.rdatatype.CNAME)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 class _Network:

@@ -213,7 +213,7 @@ def run_client(settings: ClientSettings, chosen: frozenset[str]) -> int:
 
     ``chosen``: the options that somebody set; only a subnet that nobody chose may be replaced.
     """
-    privilege.require_root("pqtun client")
+    privilege.require_root()
     check_engine(settings.engine)
     user = privilege.find_user(settings.user)
     prepare()

@@ -21,6 +21,10 @@ MAX_ANSWER: Final = 64 << 20  # the status of 65,000 peers has 20 MB; root need 
 Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
+class NotRunningError(UserError):
+    """No service of this kind runs with this run directory."""
+
+
 class ControlSocket:
     """Serves requests in the worker."""
 
@@ -69,7 +73,7 @@ class ControlSocket:
 def ask(run: Path, role: str, request: Mapping[str, Any]) -> dict[str, Any]:
     """Ask a running service; for the command line, blocking for at most 5 s.
 
-    Raises UserError if none runs there, it may not be asked, or it does not answer.
+    Raises NotRunningError if none runs there, UserError if it may not be asked or does not answer.
     """
     path = socket_path(run, role)
     try:
@@ -80,7 +84,7 @@ def ask(run: Path, role: str, request: Mapping[str, Any]) -> dict[str, Any]:
             with sock.makefile("rb") as lines:
                 answer = json.loads(lines.readline(MAX_ANSWER) or b"null")
     except (FileNotFoundError, ConnectionRefusedError):
-        raise UserError(f"no pqtun {role} runs with {run}; start one, or name its directory with --run") from None
+        raise NotRunningError(f"no pqtun {role} runs with {run}; start one, or name its directory with --run") from None
     except PermissionError:
         raise UserError(f"{path} is for root and its group only; run this as root") from None
     except (OSError, ValueError) as error:

@@ -18,10 +18,10 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _LAST_CAPABILITY = 63
 
 
-def require_root(command: str) -> None:
+def require_root() -> None:
     """Raise UserError unless this process is root's."""
     if os.geteuid() != 0:
-        raise UserError(f"{command} must be started as root: it makes a network interface, then gives root up")
+        raise UserError("must be started as root: it makes a network interface, then gives root up")
 
 
 def find_user(name: str) -> pwd.struct_passwd:

@@ -180,7 +180,7 @@ def run_server(settings: ServerSettings, chosen: frozenset[str]) -> int:
 
     ``chosen``: the options that somebody set; only a subnet that nobody chose may be replaced.
     """
-    privilege.require_root("pqtun server")
+    privilege.require_root()
     check_engine(settings.engine)
     user = privilege.find_user(settings.user)
     if settings.port == settings.key_port:

@@ -1,11 +1,15 @@
 import json
 import re
+import socket
+import threading
+from ipaddress import IPv4Address
 
 import pytest
 
 from pqtun import __version__
 from pqtun.cli import announce, status
 from pqtun.cli.main import main
+from pqtun.daemon.checkup import Checkup
 from pqtun.protocol.names import parse_name
 from tests.protocol.vectors import VECTORS, load
 
@@ -112,6 +116,7 @@ def test_announce_json_with_ports(run, public_keys):
         (["announce", f"www.{'.'.join(['x' * 63] * 3)}", "--address", "192.0.2.1"], 1, "too long"),
         (["announce", "www.example.net", "--address", "192.0.2.300"], 2, "'192.0.2.300' is no IP address"),
         (["announce", "www.example.net", "--address", "192.0.2.1", "--port", "0"], 2, "a port is a number"),
+        (["announce", "--address", "192.0.2.1", "www.example.net"], 2, "hosts come before --address"),
         (["announce", "www.example.net"], 2, "--address"),
         (["status", "other"], 2, "invalid choice"),
         (["unknown"], 2, "invalid choice"),
@@ -142,6 +147,55 @@ def test_status_of_nothing(run, tmp_path, role):
     code, out, err = run("status", *role, "--run", tmp_path)
     assert (code, out) == (1, "")
     assert "runs with" in err
+
+
+def stale_socket(path):
+    """What a service that was killed leaves behind."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+
+
+def test_status_beside_a_service_that_was_killed(run, tmp_path):
+    stale_socket(tmp_path / "client.sock")
+    assert "neither a pqtun client nor a server runs" in run("status", "--run", tmp_path)[2]
+    assert "no pqtun client runs" in run("status", "client", "--run", tmp_path)[2]
+
+    def answer(listening):
+        with listening.accept()[0] as connection:
+            connection.recv(1000)
+            connection.sendall(b'{"role": "server"}\n')
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "server.sock"))
+        listening.listen()
+        thread = threading.Thread(target=answer, args=[listening])
+        thread.start()
+        code, out, err = run("status", "--run", tmp_path, "--json")
+        thread.join(10)
+    assert (code, json.loads(out), err) == (0, {"server": {"role": "server"}}, "")
+
+
+def test_status_tells_what_was_dropped(run):
+    head = dict.fromkeys(("role", "interface", "address", "mtu", "port", "engine", "pid", "version"), "x")
+    counters = {"events": {"attempts_full": 2}, "key_server": {"static": 938, "dropped_type": 1}}
+    lines = status._text({**head, "uptime": 1, "peers": [], **counters}).splitlines()
+    assert "  events: attempts_full 2" in lines
+    assert "  key server: dropped_type 1, static 938" in lines
+
+
+@pytest.mark.parametrize("host", ["", ".", "192.0.2.1", "2001:db8::1"])
+def test_check_of_what_is_no_name(run, tmp_path, host):
+    code, out, err = run("check", host, "--run", tmp_path)
+    assert (code, err) == (1, "")
+    assert out.startswith("FAIL DNS announcement")
+    assert f"{host!r} is no name" in out
+
+
+def test_check_beside_a_client_that_was_killed(tmp_path):
+    """A server on the local network has a private address of its own."""
+    stale_socket(tmp_path / "client.sock")
+    addresses = [IPv4Address("192.168.1.7")]
+    assert Checkup("www.example.net", tmp_path)._behind_client(addresses) == addresses
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (61, "1 min 1 s"), (3600, "1 h 0 s"), (90061, "1 d 1 h")])

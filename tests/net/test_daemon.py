@@ -295,7 +295,7 @@ def test_without_root(daemon: Daemon) -> None:
     run = str(daemon.directory / "run")
     said = python(daemon.lab, daemon.ns, code, daemon.role, "--run", run).splitlines()
     assert len(said) == 2
-    assert said[0].startswith(f"pqtun {daemon.role}: pqtun {daemon.role} must be started as root")
+    assert said[0].startswith(f"pqtun {daemon.role}: must be started as root")
     assert said[1] == "1"
     assert_nothing_left(daemon)
 
