@@ -54,7 +54,8 @@ class ClientService:
         self._events: Counter[str] = Counter()
         self._links: dict[IPv4Address, Link] = {}
         self._attempts = Attempts(self._events)
-        self._connector = Connector(ServerKeyCache(settings.state / KEYS_FOLDER, CACHED_KEYS), clock.boottime)
+        self._cache = ServerKeyCache(settings.state / KEYS_FOLDER, CACHED_KEYS)
+        self._connector = Connector(self._cache, clock.boottime)
         self._book = PeerBook(settings.state / PEERS_FILE, tun.address, clock.wall)
 
     def start(self) -> None:
@@ -159,7 +160,14 @@ class ClientService:
             mtu=settings.mtu,
         )
         peers = [self._peer_status(peer, tunnels, now) for peer in self._book]
-        return {**head, "peers": peers, **report.engine(stats), "events": dict(self._events), "dns": dict(dns)}
+        return {
+            **head,
+            "peers": peers,
+            **report.engine(stats),
+            "events": dict(self._events),
+            "key_cache": dict(self._cache.counters),
+            "dns": dict(dns),
+        }
 
     def real_address(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Tell what is behind a private address (``pqtun check`` asks)."""

@@ -5,7 +5,7 @@ from pqtun.daemon.client import ClientService
 from pqtun.daemon.host import Tun
 from pqtun.daemon.settings import ClientSettings
 from pqtun.protocol import control
-from pqtun.pump.engine import Control
+from pqtun.pump.engine import Control, EngineStats
 
 OWN = IPv4Interface("10.43.0.1/16")
 SERVER = IPv4Address("10.42.0.1")
@@ -27,6 +27,9 @@ class RecordingEngine:
 
     def remove_tunnel(self, tid):
         self.removed.append(tid)
+
+    def stats(self):
+        return EngineStats([], {}, 0, 0, 0, 0)
 
     def close(self):
         pass
@@ -69,5 +72,15 @@ def test_a_farewell_ends_the_tunnel_and_bad_control_packets_do_not(tmp_path):
         assert not engine.sent
         service.handle(Control(TID, good))
         assert engine.removed == [TID]
+
+    with_service(tmp_path, test)
+
+
+def test_the_status_tells_of_the_key_cache(tmp_path):
+    def test(service, _engine):
+        assert service.status({"udp_queries": 3})["key_cache"] == {}
+        service._cache.get(bytes(32))
+        said = service.status({"udp_queries": 3})
+        assert (said["key_cache"], said["dns"]) == ({"misses": 1}, {"udp_queries": 3})
 
     with_service(tmp_path, test)
