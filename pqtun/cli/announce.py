@@ -42,7 +42,7 @@ def add_parsers(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the records."""
+    """Print the records. Raises UserError for names, addresses, ports or keys that do not do."""
     if not any(isinstance(address, IPv4Address) for address in arguments.addresses):
         raise UserError("--address needs at least one IPv4 address: clients reach the server over IPv4")
     if arguments.port == arguments.key_port:

@@ -194,7 +194,7 @@ class _Network:
         return self._ports
 
     async def download(self) -> str:
-        """Fetch the long-term key; each piece is checked against the announced hash as it comes."""
+        """Fetch the long-term key; each piece is checked against the announced hash as it comes. Raises StepError."""
         ports = await self._find_ports()
         address, port = ports.key_server
         try:
@@ -210,13 +210,13 @@ class _Network:
         return f"{size} bytes from {address} port {port}"
 
     async def hash(self) -> str:
-        """The whole key against the announced hash, once more."""
+        """The whole key against the announced hash, once more. Raises StepError."""
         if self._key is None or KeyTree(self._key).keyhash != self._announcement.keyhash:
             raise StepError("the key that is served is not the one that is announced")
         return encode(self._announcement.keyhash)
 
     async def handshake(self) -> str:
-        """Make a tunnel and hear from the server in it."""
+        """Make a tunnel and hear from the server in it. Raises StepError."""
         ports = await self._find_ports()
         if self._key is None:
             raise StepError("no key")
@@ -244,7 +244,7 @@ class _Network:
         )
 
     async def ping(self) -> str:
-        """Round trips through the tunnel."""
+        """Round trips through the tunnel. Raises StepError."""
         times = [seconds for _ in range(TRIES) if (seconds := await self._exchange()) is not None]
         if not times:
             raise StepError("no answer through the tunnel")

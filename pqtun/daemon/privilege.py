@@ -46,7 +46,10 @@ def _prctl(option: int, argument: int, *, may_fail: bool = False) -> None:
 
 
 def drop(user: pwd.struct_passwd) -> None:
-    """Become ``user`` with no groups but its own, no capabilities and no way to new ones, and no core dumps."""
+    """Become ``user`` with no groups but its own, no capabilities and no way to new ones, and no core dumps.
+
+    Raises UserError if capabilities are left, OSError if the kernel refuses a step.
+    """
     for capability in range(_LAST_CAPABILITY + 1):
         _prctl(_PR_CAPBSET_DROP, capability, may_fail=True)  # a number past the kernel's last capability
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)

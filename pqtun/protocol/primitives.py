@@ -102,7 +102,10 @@ def skem_enc(public: bytes) -> tuple[bytes, bytes]:
 
 
 def skem_dec(ciphertext: bytes, secret: bytes) -> bytes:
-    """Return the 32-byte key in a Classic McEliece ciphertext; a pseudo-random one if it is invalid."""
+    """Return the 32-byte key in a Classic McEliece ciphertext; a pseudo-random one if it is invalid.
+
+    Raises MessageError("skem") for sizes other than 194 and 13948 bytes.
+    """
     try:
         return _sized(mceliece6960119.dec(ciphertext, secret), KEY_BYTES)
     except Exception:  # pymceliece raises bare Exception
@@ -125,7 +128,10 @@ def ekem_enc(public: bytes) -> tuple[bytes, bytes]:
 
 
 def ekem_dec(ciphertext: bytes, secret: bytes) -> bytes:
-    """Return the 32-byte key in an sntrup761 ciphertext; a pseudo-random one if it is invalid."""
+    """Return the 32-byte key in an sntrup761 ciphertext; a pseudo-random one if it is invalid.
+
+    Raises MessageError("ekem") for sizes other than 1039 and 1763 bytes.
+    """
     try:
         return _sized(sntrup761.dec(ciphertext, secret), KEY_BYTES)
     except Exception:  # pyntruprime raises bare Exception
