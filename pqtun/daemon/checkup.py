@@ -18,7 +18,6 @@ import dns.resolver
 from pqtun.daemon import clock
 from pqtun.daemon.connector import Address, Ports, Progress, connected_socket, find_ports
 from pqtun.daemon.control import NotRunningError, ask
-from pqtun.daemon.link import echo_request
 from pqtun.daemon.peers import Peer
 from pqtun.daemon.rundir import socket_path
 from pqtun.keyserver.download import DownloadError
@@ -30,6 +29,7 @@ from pqtun.protocol.handshake import initiate
 from pqtun.protocol.keytree import KeyTree, ServerPublicKey
 from pqtun.protocol.names import Announcement, parse_name
 from pqtun.protocol.tunnel import Tunnel
+from pqtun.pump.icmp import echo_request
 
 DNS_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 1.0  # for one handshake or ping; there are a few tries

@@ -235,9 +235,6 @@ def run_client(settings: ClientSettings, chosen: frozenset[str]) -> int:
         stack.enter_context(tun.file)
         dns = stack.enter_context(closing(open_sockets()))
         control_sock = stack.enter_context(run.listen(user.pw_gid))
-        if tun.address != settings.address:
-            log.warning("%s is in use on this host: using %s", settings.address.network, tun.address.network)
-
         for resolver in host.link_local_resolvers():
             log.warning(
                 "lookups through the link-local resolver %s are not seen: name another in resolv.conf", resolver

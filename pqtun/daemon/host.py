@@ -125,6 +125,8 @@ def make_tun(name: str, wanted: IPv4Interface, mtu: int, *, movable: bool) -> Tu
         except BaseException:
             os.close(fd)
             raise
+    if address != wanted:
+        log.warning("%s is in use on this host: using %s", wanted.network, address.network)
     return Tun(io.FileIO(fd, "r+"), name, address)
 
 

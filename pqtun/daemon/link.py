@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import struct
 from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import Final
@@ -11,6 +10,7 @@ from pqtun.daemon.connector import Address, ConnectError, Connector, find_ports
 from pqtun.daemon.peers import Peer
 from pqtun.protocol import control
 from pqtun.pump.engine import Engine
+from pqtun.pump.icmp import echo_request
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,6 @@ log = logging.getLogger(__name__)
 CONFIRM_SECONDS: Final = (1.0, 2.0, 4.0)
 ECHO_SECONDS: Final = 0.25  # between echoes while an answer is waited for
 RETRY_SECONDS: Final = (1.0, 30.0)  # pause after a failure, doubled up to the second figure
-_ECHO_REQUEST: Final = 8  # RFC 792
 
 
 class Link:
@@ -179,17 +178,3 @@ class Link:
 
     def _note_progress(self, verified: int, total: int) -> None:
         self.progress = (verified, total)
-
-
-def echo_request(source: IPv4Address, sequence: int = 0) -> bytes:
-    """Return an ICMP echo request (28 bytes, RFC 792) from ``source`` to 0.0.0.0, which the peer sets to its own."""
-    icmp = struct.pack(">BBHHH", _ECHO_REQUEST, 0, 0, 0, sequence)
-    icmp = struct.pack(">BBHHH", _ECHO_REQUEST, 0, _checksum(icmp), 0, sequence)
-    fields = [0x45, 0, 20 + len(icmp), 0, 0, 64, 1, 0, source.packed, bytes(4)]
-    fields[7] = _checksum(struct.pack(">BBHHHBBH4s4s", *fields))
-    return struct.pack(">BBHHHBBH4s4s", *fields) + icmp
-
-
-def _checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071) of a header whose checksum field is 0."""
-    return 0xFFFF - int.from_bytes(data, "big") % 0xFFFF

@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from typing import Any, Final
 
 from pqtun.daemon import clock, host, privilege, report
-from pqtun.daemon.control import ControlSocket
+from pqtun.daemon.control import ControlSocket, Handler
 from pqtun.daemon.ending import stopped_or_failed
 from pqtun.daemon.engines import check_engine, make_engine
 from pqtun.daemon.rundir import RunDirectory
@@ -197,8 +197,6 @@ def run_server(settings: ServerSettings, chosen: frozenset[str]) -> int:
         if settings.deliver_to is not None:
             host.check_own_address(settings.deliver_to, "--deliver-to")
         control_sock = stack.enter_context(run.listen(user.pw_gid))
-        if tun.address != settings.address:
-            log.warning("%s is in use on this host: using %s", settings.address.network, tun.address.network)
 
         async def body(ready: Callable[[], None], stop: asyncio.Event) -> None:
             key = key_files.load()
@@ -219,7 +217,7 @@ async def _serve(
     stop: asyncio.Event,
 ) -> None:
     keys = KeyServerSocket(service.key_server, [key_udp])
-    handlers: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {"status": lambda _: service.status()}
+    handlers: Mapping[str, Handler] = {"status": lambda _: service.status()}
     control_socket = ControlSocket(control_sock, handlers)
     expiry = asyncio.ensure_future(service.expire_keys())
     try:

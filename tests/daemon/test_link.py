@@ -6,10 +6,11 @@ import pytest
 
 from pqtun.daemon import link as link_module
 from pqtun.daemon.connector import ConnectError, Ports
-from pqtun.daemon.link import Link, echo_request
+from pqtun.daemon.link import Link
 from pqtun.daemon.peers import Peer
 from pqtun.protocol import control
 from pqtun.protocol.handshake import Session
+from pqtun.pump.icmp import echo_request
 
 OWN, INNER = IPv4Address("10.43.0.1"), IPv4Address("10.43.0.2")
 FIRST, SECOND, THIRD = (IPv4Address(f"192.0.2.{n}") for n in (1, 2, 3))
