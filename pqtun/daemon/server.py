@@ -2,7 +2,6 @@
 
 import asyncio
 import heapq
-import logging
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -27,8 +26,6 @@ from pqtun.protocol.errors import MessageError, UserError
 from pqtun.protocol.keytree import KeyTree
 from pqtun.protocol.replay import ReplayMemory
 from pqtun.pump.engine import Control, Datagram, Dead, Engine, Event, Failed, Wanted
-
-log = logging.getLogger(__name__)
 
 # One tunnel of so many goes when all private addresses are taken: to look through 65,000 takes half a second, which
 # must not come with every few handshakes.
