@@ -1,1 +1,1 @@
-"""Measurements of pqtun beside PQConnect, in network namespaces."""
+"""Measurements of pqtun beside other tunnels, in network namespaces."""

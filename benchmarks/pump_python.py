@@ -13,7 +13,8 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from benchmarks.measure import cpu_seconds, ping
+from benchmarks.machine import cpu_seconds
+from benchmarks.measure import ping
 from benchmarks.report import write_json
 from pqtun.protocol.tunnel import Tunnel
 from pqtun.pump.inner import Inbound, Outbound, clear_destination

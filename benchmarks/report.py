@@ -1,4 +1,4 @@
-"""Samples gathered by name, their medians, the goals that they are held to, the table and the JSON file."""
+"""The measures, the goals that they are held to, and the tables, as text or for doc/performance.md."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import datetime
 import json
 import os
 import platform
-import statistics
 import subprocess
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.samples import Samples, spread
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("results")
+
+OURS = "pqtun-native"
 
 
 @dataclass(frozen=True)
@@ -26,129 +28,159 @@ class Measure:
     title: str
     unit: str
     factor: float
-    at_least: float | None = None
     at_most: float | None = None
-    times_pqconnect: float | None = None
 
 
 # The goals are those that doc/design.md states.
 MEASURES = (
-    Measure("download", "TCP stream, server to client", "Mbit/s", 1e-6, at_least=150, times_pqconnect=10),
-    Measure("upload", "TCP stream, client to server", "Mbit/s", 1e-6, at_least=150, times_pqconnect=10),
-    Measure("ping", "idle ping", "ms", 1e3, at_most=1.5),
+    Measure("tcp_up", "one TCP stream up", "Mbit/s", 1e-6),
+    Measure("tcp_down", "one TCP stream down", "Mbit/s", 1e-6),
+    Measure("tcp4_up", "4 TCP streams up", "Mbit/s", 1e-6),
+    Measure("tcp4_down", "4 TCP streams down", "Mbit/s", 1e-6),
+    Measure("udp64", "64-byte packets without loss", "1000/s", 1e-3),
+    Measure("udp64_flood", "64-byte packets, what arrives of a flood", "1000/s", 1e-3),
+    Measure("udp1200", "1200-byte packets without loss", "1000/s", 1e-3),
+    Measure("udp1200_flood", "1200-byte packets, what arrives of a flood", "1000/s", 1e-3),
+    Measure("ping", "idle ping, median", "us", 1e6),
+    Measure("ping_p99", "idle ping, 99 %", "us", 1e6),
+    Measure("loaded_ping", "ping beside a TCP stream, median", "us", 1e6),
+    Measure("loaded_ping_p99", "ping beside a TCP stream, 99 %", "us", 1e6),
+    Measure("cpu_gb", "CPU of both daemons a GB, up and down", "s", 1),
+    Measure("busy_gb", "CPU of the whole machine a GB", "s", 1),
+    Measure("softirq_gb", "of it, in soft interrupts", "s", 1),
+    Measure("client_rss", "memory of the client, sum of RSS", "MB", 1e-6),
+    Measure("client_pss", "memory of the client, PSS", "MB", 1e-6),
+    Measure("server_rss", "memory of the server, sum of RSS", "MB", 1e-6),
+    Measure("server_pss", "memory of the server, PSS", "MB", 1e-6),
     Measure("first_contact", "DNS question to first byte, first contact", "ms", 1e3, at_most=250),
     Measure("key_cached", "DNS question to first byte, key cached", "ms", 1e3, at_most=40),
     Measure("tunnel_up", "DNS question to first byte, tunnel up", "ms", 1e3),
     Measure("dns_delay", "added to a DNS answer that is not ours", "ms", 1e3, at_most=0.5),
-    Measure("client_rss", "memory of the client, sum of RSS", "MB", 1e-6, at_most=150),
-    Measure("client_pss", "memory of the client, PSS", "MB", 1e-6),
-    Measure("server_rss", "memory of the server, sum of RSS", "MB", 1e-6, at_most=150),
-    Measure("server_pss", "memory of the server, PSS", "MB", 1e-6),
 )
 
 
-class Samples:
-    """Numbers by (side, measure key)."""
+@dataclass(frozen=True)
+class Goal:
+    """How our median must compare with another's."""
 
-    def __init__(self) -> None:
-        self._values: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    key: str
+    other: str
+    ratio: float
+    at_least: bool = True
 
-    def add(self, side: str, key: str, values: float | Iterable[float]) -> None:
-        """Keep one number or several."""
-        self._values[side][key] += [values] if isinstance(values, int | float) else list(values)
+    def met(self, found: float) -> bool:
+        return found >= self.ratio if self.at_least else found <= self.ratio
 
-    def median(self, side: str, key: str) -> float | None:
-        """The median, None without samples."""
-        values = self._values[side][key]
-        return statistics.median(values) if values else None
-
-    def summary(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """For the JSON file: median, quartiles, extremes, and the samples themselves."""
-        return {
-            side: {key: _describe(values) for key, values in by_key.items() if values}
-            for side, by_key in self._values.items()
-        }
-
-    def spread(self, side: str, key: str) -> tuple[float, float]:
-        """The quartiles, or the extremes of fewer than four samples."""
-        return _spread(self._values[side][key])
+    def __str__(self) -> str:
+        return f"{'>=' if self.at_least else '<='} {self.ratio:g} x {self.other}"
 
 
-def _spread(values: Sequence[float]) -> tuple[float, float]:
-    if len(values) < 4:
-        return min(values), max(values)
-    low, _, high = statistics.quantiles(values, n=4)
-    return low, high
+GOALS = (
+    *(Goal(key, "wireguard-go", 1.5) for key in ("tcp_up", "tcp_down")),
+    *(Goal(key, "boringtun", 2) for key in ("tcp_up", "tcp_down")),
+    *(Goal(key, "pqconnect", 150) for key in ("tcp_up", "tcp_down")),
+    *(Goal(key, "wireguard-go", 1.3) for key in ("tcp4_up", "tcp4_down")),
+    Goal("udp64", "wireguard-go", 1),
+    Goal("ping", "wireguard-go", 1, at_least=False),
+    Goal("cpu_gb", "wireguard-go", 0.7, at_least=False),
+    *(Goal(key, "pqtun-null", 0.6) for key in ("tcp_up", "tcp_down", "tcp4_up", "tcp4_down", "udp64", "udp1200")),
+)
 
 
-def _describe(values: Sequence[float]) -> dict[str, Any]:
-    low, high = _spread(values)
-    described = {"median": statistics.median(values), "low": low, "high": high, "min": min(values), "max": max(values)}
-    return {**described, "count": len(values), "samples": list(values)}
+@dataclass(frozen=True)
+class Verdict:
+    """A goal beside what was found; per repetition the ratio lay between `low` and `high`."""
+
+    goal: Goal
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def met(self) -> bool:
+        return self.goal.met(self.ratio)
 
 
-def table(samples: Samples, sides: Sequence[str]) -> tuple[str, bool]:
-    """The printed table, and whether pqtun reached every goal that was measured."""
-    head = ["", *sides, "ratio", "goal", ""]
-    rows, all_met = [], True
+def verdicts(samples: Samples) -> list[Verdict]:
+    """All goals of which both sides were measured."""
+    found = []
+    for goal in GOALS:
+        ratio = samples.ratio(OURS, goal.other, goal.key)
+        if ratio is None:
+            continue
+        pairs = zip(samples.of(OURS, goal.key), samples.of(goal.other, goal.key), strict=False)
+        low, high = spread([ours / theirs for ours, theirs in pairs if theirs] or [ratio])
+        found.append(Verdict(goal, ratio, low, high))
+    return found
+
+
+def table(samples: Samples, names: Sequence[str], *, markdown: bool = False) -> str:
+    """Every measure of which there is a sample, a column each contender."""
+    rows = [["", *names]]
     for measure in MEASURES:
-        cells = [f"{measure.title} [{measure.unit}]"]
-        for side in sides:
-            cells.append(_cell(samples, side, measure))
-        ours, theirs = samples.median("pqtun", measure.key), samples.median("pqconnect", measure.key)
-        ratio = ours / theirs if ours is not None and theirs else None
-        cells.append("" if ratio is None else f"{ratio:.2f}x")
-        goals, met = _judge(measure, ours, ratio)
-        all_met &= met is not False
-        cells += [goals, {True: "met", False: "MISSED", None: ""}[met]]
-        rows.append(cells)
-    widths = [max(len(row[at]) for row in [head, *rows]) for at in range(len(head))]
+        if any(samples.of(name, measure.key) for name in names):
+            cells = [_cell(samples.of(name, measure.key), measure) for name in names]
+            rows.append([f"{measure.title}, {measure.unit}", *cells])
+    return _lines(rows, markdown)
+
+
+def goals(samples: Samples, *, markdown: bool = False) -> tuple[str, bool]:
+    """The goals with what was reached, and whether all were."""
+    titles = {measure.key: measure.title for measure in MEASURES}
+    rows, all_met = [["", "goal", "found", ""]], True
+    for verdict in verdicts(samples):
+        found = f"{_short(verdict.ratio)} ({_short(verdict.low)}-{_short(verdict.high)})"
+        rows.append([titles[verdict.goal.key], str(verdict.goal), found, "met" if verdict.met else "MISSED"])
+        all_met &= verdict.met
+    for measure in MEASURES:
+        value = samples.median(OURS, measure.key)
+        if measure.at_most is not None and value is not None:
+            met = value * measure.factor <= measure.at_most
+            limit = f"<= {measure.at_most:g} {measure.unit}"
+            rows.append([measure.title, limit, _short(value * measure.factor), "met" if met else "MISSED"])
+            all_met &= met
+    return (_lines(rows, markdown) if len(rows) > 1 else ""), all_met
+
+
+def _cell(values: Sequence[float], measure: Measure) -> str:
+    if not values:
+        return "-"
+    scaled = [value * measure.factor for value in values]
+    low, high = spread(scaled)
+    middle = Samples({"": {"": scaled}}).median("", "")
+    assert middle is not None
+    return f"{_short(middle)} ({_short(low)}-{_short(high)})"
+
+
+def _short(value: float) -> str:
+    size = abs(value)
+    return f"{value:.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
+
+
+def _lines(rows: Sequence[Sequence[str]], markdown: bool) -> str:
+    if markdown:
+        head, *rest = ["| " + " | ".join(row) + " |" for row in rows]
+        return "\n".join([head, "|" + "---|" * len(rows[0]), *rest])
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     lines = []
-    for row in [head, *rows]:
+    for row in rows:
         padded = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(padded).rstrip())
-    lines.append(
-        "medians, in parentheses the quartiles (extremes of fewer than four samples); ratio: pqtun to pqconnect"
-    )
-    return "\n".join(lines), all_met
+    return "\n".join(lines)
 
 
-def _cell(samples: Samples, side: str, measure: Measure) -> str:
-    middle = samples.median(side, measure.key)
-    if middle is None:
-        return "-"
-    low, high = samples.spread(side, measure.key)
-    digits = 2 if abs(middle * measure.factor) < 10 else 0 if abs(middle * measure.factor) >= 100 else 1
-    middle, low, high = (value * measure.factor for value in (middle, low, high))
-    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
-
-
-def _judge(measure: Measure, ours: float | None, ratio: float | None) -> tuple[str, bool | None]:
-    goals, verdicts = [], []
-    value = None if ours is None else ours * measure.factor
-    if measure.at_least is not None:
-        goals.append(f">= {measure.at_least:g}")
-        verdicts += [] if value is None else [value >= measure.at_least]
-    if measure.at_most is not None:
-        goals.append(f"<= {measure.at_most:g}")
-        verdicts += [] if value is None else [value <= measure.at_most]
-    if measure.times_pqconnect is not None:
-        goals.append(f">= {measure.times_pqconnect:g}x")
-        verdicts += [] if ratio is None else [ratio >= measure.times_pqconnect]
-    return ", ".join(goals), all(verdicts) if verdicts else None
-
-
-def write_json(kind: str, content: dict[str, Any]) -> Path:
+def write_json(kind: str, content: Mapping[str, Any]) -> Path:
     """benchmarks/results/KIND-DATE.json with `content` and what it was measured on."""
     now = datetime.datetime.now(datetime.UTC)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{kind}-{now:%Y%m%dT%H%M%SZ}.json"
-    document = {"measured": now.isoformat(timespec="seconds"), "machine": _machine(), **content}
+    document = {"measured": now.isoformat(timespec="seconds"), "machine": machine(), **content}
     path.write_text(json.dumps(document, indent=1) + "\n")
     return path
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What it is measured on."""
     model = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

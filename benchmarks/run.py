@@ -1,185 +1,214 @@
-"""pqtun and PQConnect side by side on the same two namespaces, in turn: rates, delays, memory.
+"""pqtun beside other tunnels on the same namespaces: in each repetition every one is started, measured and stopped.
 
-Each repetition starts one pair of daemons, measures, stops it, and does the same with the other pair, so that a machine
-that becomes slower hurts both. `direct` is the same network without any tunnel.
+The order is another one in each repetition, so that a machine that becomes slower hurts all of them alike.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
-from benchmarks.measure import cpu_seconds, dns_times, first_byte, memory, ping
-from benchmarks.report import Samples, table, write_json
-from tests.interop.debian import Unavailable, pqconnect_root
-from tests.interop.pqconnect import PqconnectClient, PqconnectServer
-from tests.net.lab import SERVER4, DnsServer, Lab, Topology, standard_topology
-from tests.net.pqtun import PqtunClient, PqtunServer
-from tests.net.process import LabError, Process
+from benchmarks import report, tools
+from benchmarks.contacts import PLAIN_RECORDS, contacts, serve_page
+from benchmarks.contenders import MAKERS, Contender, Pqconnect, Pqtun, Tunnel, device_mtu
+from benchmarks.generator import Generator, lossless_rate
+from benchmarks.machine import memory
+from benchmarks.measure import loaded_ping, ping, summary, tcp
+from benchmarks.samples import Samples
+from tests.interop.debian import Unavailable
+from tests.net.lab import Lab, standard_topology
+from tests.net.process import LabError
 
-PLAIN = "plain.example.net"
 SOA = "$TTL 60\nexample.net. IN SOA ns.example.net. host.example.net. 1 60 60 60 60\n"
-PAGE = "small"
+METRICS = ("tcp", "tcp4", "udp64", "udp1200", "ping", "loaded", "memory", "contact")
+# PQConnect moves a thousand packets a second: the rest would only say that again.
+FOR_PQCONNECT = ("tcp", "ping", "memory", "contact")
+FOR_NULL = ("tcp", "tcp4", "udp64", "udp1200", "ping")
 
 
-@dataclass
-class Pair:
-    """One implementation's server and client, to be started and stopped in turn."""
+@dataclass(frozen=True)
+class Pace:
+    """How long each measurement takes, in seconds."""
 
-    side: str
-    host: str
-    start_server: Callable[[], Process]
-    stop_server: Callable[[], object]
-    start_client: Callable[[bool], Process]  # True: with nothing remembered of earlier runs
-    stop_client: Callable[[], object]
-    remembers_key: bool
+    stream: float
+    trial: float
+    flood: float
+    pings: int
+    loaded: float
 
 
-def pqtun_pair(lab: Lab, net: Topology) -> tuple[Pair, str]:
-    """pqtun with the Python engine, and its records for the zone."""
-    host = "pqtun.example.net"
-    server = PqtunServer(lab, net.server, lab.directory / "pqtun-server")
-    client = PqtunClient(lab, net.client, lab.directory / "pqtun-client")
-    serial = iter(range(1_000_000))
-
-    def start_client(fresh: bool) -> Process:
-        if fresh:
-            client.directory = lab.directory / f"pqtun-client-{next(serial)}"
-            client.directory.mkdir()
-        return client.start("--engine", "python")
-
-    records = server.announce(host, address=SERVER4)
-    pair = Pair("pqtun", host, lambda: server.start("--engine", "python"), server.stop, start_client, client.stop, True)
-    return pair, records
-
-
-def pqconnect_pair(lab: Lab, net: Topology, root: Path) -> tuple[Pair, str]:
-    """PQConnect, and its records for the zone. It keeps no key on disk."""
-    host = "pqconnect.example.net"
-    server = PqconnectServer(lab, net.server, root, lab.directory / "pqconnect-server")
-    client = PqconnectClient(lab, net.client, root, lab.directory / "pqconnect-client")
-    name = f"{server.name}.example.net."
-    records = f"{host}. IN CNAME {name}\n{name} IN A {SERVER4}\n"
-    pair = Pair("pqconnect", host, server.start, server.stop, lambda fresh: client.start(), client.stop, False)
-    return pair, records
+FULL = Pace(stream=3, trial=0.4, flood=1, pings=200, loaded=2)
+QUICK = Pace(stream=1.5, trial=0.25, flood=0.5, pings=100, loaded=1)
 
 
 class Bench:
     """The lab with its services, and the samples."""
 
-    def __init__(self, lab: Lab, seconds: float) -> None:
-        self.lab, self.seconds = lab, seconds
+    def __init__(self, lab: Lab, pace: Pace, metrics: Sequence[str]) -> None:
+        self.lab, self.pace, self.metrics = lab, pace, metrics
         self.net = standard_topology(lab)
         self.samples = Samples()
-        www = lab.directory / "www"
-        www.mkdir()
-        (www / PAGE).write_bytes(os.urandom(1000))
-        lab.web_server(self.net.server, www)
-        self.dns: DnsServer | None = None
+        self.mtu: dict[str, int] = {}
+        self.failures: list[str] = []
+        if "contact" in metrics:
+            serve_page(lab, self.net)
 
-    def serve_zone(self, records: str) -> None:
-        """Start the resolver with these records and the unannounced host."""
-        self.dns = self.lab.dns_server(self.net.resolver, f"{SOA}{PLAIN}. IN A {SERVER4}\n{records}")
+    def serve(self, contenders: Mapping[str, Contender]) -> None:
+        """Start the resolver that knows all of them."""
+        records = "".join(contender.records() for contender in contenders.values())
+        self.lab.dns_server(self.net.resolver, SOA + PLAIN_RECORDS + records)
 
-    def direct(self) -> None:
-        """The network itself."""
-        self._streams("direct", SERVER4)
-        self.samples.add("direct", "ping", ping(self.lab, self.net.client, SERVER4))
-        page = first_byte(self.lab, self.net.client, f"http://{PLAIN}/{PAGE}")
-        self.samples.add("direct", "first_contact", page.first_byte)
-
-    def contacts(self, pair: Pair, times: int) -> None:
-        """First bytes: nothing known, then key known but no tunnel, then tunnel up; the server runs."""
-        url = f"http://{pair.host}/{PAGE}"
-        for _ in range(times):
-            for key in ("first_contact", "key_cached") if pair.remembers_key else ("first_contact",):
-                pair.start_client(key == "first_contact")
-                try:
-                    page = first_byte(self.lab, self.net.client, url)
-                    self.samples.add(pair.side, key, page.first_byte)
-                    again = first_byte(self.lab, self.net.client, url)
-                    self.samples.add(pair.side, "tunnel_up", again.first_byte)
-                finally:
-                    pair.stop_client()
-
-    def repetition(self, pair: Pair) -> None:
-        """DNS delay, streams, ping and memory of one pair, started for it."""
-        without = dns_times(self.lab, self.net.client, PLAIN)
-        server = pair.start_server()
+    def repetition(self, name: str, contender: Contender, generator: Generator) -> None:
+        """Start, measure, stop; what goes wrong is noted, and the others go on."""
         try:
-            self.contacts(pair, 2)
-            client = pair.start_client(False)
-            try:
-                delayed = dns_times(self.lab, self.net.client, PLAIN)
-                page = first_byte(self.lab, self.net.client, f"http://{pair.host}/{PAGE}")
-                if page.address == SERVER4:
-                    raise LabError(f"{pair.side}: the page did not come through the tunnel")
-                self.samples.add(pair.side, "ping", ping(self.lab, self.net.client, page.address))
-                self._streams(pair.side, page.address, client, server)
-                for role, process in (("client", client), ("server", server)):
-                    used = memory(process.pid)
-                    self.samples.add(pair.side, f"{role}_rss", used.rss)
-                    self.samples.add(pair.side, f"{role}_pss", used.pss)
-            finally:
-                pair.stop_client()
+            if "contact" in self.metrics and isinstance(contender, Pqtun | Pqconnect):
+                contacts(self.lab, self.net, name, contender, self.samples)
+            self._measure(name, contender.start(), generator)
+        except LabError as error:
+            self.failures.append(f"{name}: {error}")
+            print(self.failures[-1], file=sys.stderr)
         finally:
-            pair.stop_server()
-        # The two series are as long; the nth values of the sorted ones differ by what is added at that quantile.
-        added = [b - a for a, b in zip(sorted(without), sorted(delayed), strict=True)]
-        self.samples.add(pair.side, "dns_delay", added[len(added) // 2])
+            contender.stop()
 
-    def _streams(self, side: str, address: str, *daemons: Process) -> None:
-        for key, reverse in (("download", True), ("upload", False)):
-            before = sum(cpu_seconds(process.pid) for process in daemons)
-            rate = self.lab.iperf3(self.net.client, self.net.server, address, seconds=self.seconds, reverse=reverse)
-            self.samples.add(side, key, rate)
-            used = sum(cpu_seconds(process.pid) for process in daemons) - before
-            if daemons:
-                self.samples.add(side, f"{key}_cpu_seconds_per_second", used / self.seconds)
+    def _measure(self, name: str, tunnel: Tunnel, generator: Generator) -> None:
+        self.mtu[name] = device_mtu(self.lab, self.net.client, tunnel.address)
+        only = {"pqconnect": FOR_PQCONNECT, "pqtun-null": FOR_NULL}.get(name, METRICS)
+        for metric in self.metrics:
+            if metric in only:
+                _HOW[metric](self, name, tunnel, generator)
+
+    def tcp(self, name: str, tunnel: Tunnel, generator: Generator) -> None:
+        spent = []
+        for key, reverse in (("tcp_up", False), ("tcp_down", True)):
+            stream = tcp(
+                self.lab,
+                self.net.client,
+                self.net.server,
+                tunnel.address,
+                seconds=self.pace.stream,
+                reverse=reverse,
+                daemons=tunnel.daemons.values(),
+            )
+            self.samples.add(name, key, stream.rate)
+            spent.append(stream)
+            self.samples.add(name, f"{key}_cpu_gb", stream.spent.daemons / stream.bytes * 1e9)
+            self.samples.add(name, f"{key}_stolen", stream.spent.stolen)
+        gigabytes = sum(stream.bytes for stream in spent) / 1e9
+        if tunnel.daemons:
+            self.samples.add(name, "cpu_gb", sum(stream.spent.daemons for stream in spent) / gigabytes)
+        self.samples.add(name, "busy_gb", sum(stream.spent.busy for stream in spent) / gigabytes)
+        self.samples.add(name, "softirq_gb", sum(stream.spent.softirq for stream in spent) / gigabytes)
+
+    def tcp4(self, name: str, tunnel: Tunnel, generator: Generator) -> None:
+        for key, reverse in (("tcp4_up", False), ("tcp4_down", True)):
+            client, server, seconds = self.net.client, self.net.server, self.pace.stream
+            stream = tcp(self.lab, client, server, tunnel.address, seconds=seconds, reverse=reverse, streams=4)
+            self.samples.add(name, key, stream.rate)
+
+    def udp(self, name: str, tunnel: Tunnel, generator: Generator, size: int) -> None:
+        flood = generator.udp(tunnel.address, size, 0, self.pace.flood)
+        self.samples.add(name, f"udp{size}_flood", flood.rate)
+        rate = lossless_rate(generator, tunnel.address, size, max(flood.rate, 1000), self.pace.trial)
+        self.samples.add(name, f"udp{size}", rate)
+
+    def ping(self, name: str, tunnel: Tunnel, generator: Generator) -> None:
+        times = summary(ping(self.lab, self.net.client, tunnel.address, count=self.pace.pings, interval=0.01))
+        self.samples.add(name, "ping", times["median"])
+        self.samples.add(name, "ping_p99", times["p99"])
+
+    def loaded(self, name: str, tunnel: Tunnel, generator: Generator) -> None:
+        found = loaded_ping(self.lab, self.net.client, self.net.server, tunnel.address, seconds=self.pace.loaded)
+        times = summary(found)
+        self.samples.add(name, "loaded_ping", times["median"])
+        self.samples.add(name, "loaded_ping_p99", times["p99"])
+
+    def memory(self, name: str, tunnel: Tunnel, generator: Generator) -> None:
+        for role, process in tunnel.daemons.items():
+            used = memory(process.pid)
+            self.samples.add(name, f"{role}_rss", used.rss)
+            self.samples.add(name, f"{role}_pss", used.pss)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print the table, write the JSON file; 1 with --check if a goal was missed."""
+_HOW: Mapping[str, Callable[[Bench, str, Tunnel, Generator], None]] = {
+    "tcp": Bench.tcp,
+    "tcp4": Bench.tcp4,
+    "udp64": lambda bench, name, tunnel, generator: bench.udp(name, tunnel, generator, 64),
+    "udp1200": lambda bench, name, tunnel, generator: bench.udp(name, tunnel, generator, 1200),
+    "ping": Bench.ping,
+    "loaded": Bench.loaded,
+    "memory": Bench.memory,
+    "contact": lambda bench, name, tunnel, generator: None,  # measured before, with daemons of its own
+}
+
+
+def make(bench: Bench, names: Sequence[str]) -> dict[str, Contender]:
+    """Those of the contenders that can be had here; the others are named with the reason."""
+    made = {}
+    for name in names:
+        try:
+            made[name] = MAKERS[name](bench.lab, bench.net, name)
+        except Unavailable as reason:
+            print(f"without {name}: {reason}", file=sys.stderr)
+    return made
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    def names(known: Sequence[str]) -> Callable[[str], list[str]]:
+        def parse(text: str) -> list[str]:
+            chosen = text.split(",")
+            for name in chosen:
+                if name not in known:
+                    raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(known)}")
+            return chosen
+
+        return parse
+
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--repetitions", type=int, default=5, metavar="N")
-    parser.add_argument("--seconds", type=float, default=5, help="length of each TCP stream")
-    parser.add_argument("--only", choices=["pqtun", "pqconnect"], help="measure this one alone")
+    parser.add_argument("--only", type=names(list(MAKERS)), default=list(MAKERS), metavar="NAME,...")
+    parser.add_argument("--metrics", type=names(METRICS), default=list(METRICS), metavar="NAME,...")
+    parser.add_argument("--repetitions", type=int, metavar="N", help="5, or 2 with --quick")
+    parser.add_argument("--seconds", type=float, help="length of each TCP stream: 3, or 1.5 with --quick")
+    parser.add_argument("--quick", action="store_true", help="short measurements, and no file in benchmarks/results")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a goal is missed")
     parser.add_argument("--no-json", action="store_true", help="leave benchmarks/results alone")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the tables, write the JSON file; 1 with --check if a goal was missed."""
+    options = _parse(arguments)
     if os.geteuid() != 0:
         print("the benchmarks make network namespaces: run them as root", file=sys.stderr)
         return 2
+    pace = QUICK if options.quick else FULL
+    if options.seconds:
+        pace = Pace(options.seconds, pace.trial, pace.flood, pace.pings, pace.loaded)
+    repetitions = options.repetitions or (2 if options.quick else 5)
+    began, chance = time.monotonic(), random.Random(1)
     with Lab() as lab:
-        bench = Bench(lab, options.seconds)
-        pairs, records = [], ""
-        if options.only != "pqconnect":
-            pair, lines = pqtun_pair(lab, bench.net)
-            pairs.append(pair)
-            records += lines
-        if options.only != "pqtun":
-            try:
-                pair, lines = pqconnect_pair(lab, bench.net, pqconnect_root())
-                pairs.append(pair)
-                records += lines
-            except Unavailable as reason:
-                print(f"without PQConnect: {reason}", file=sys.stderr)
-        bench.serve_zone(records)
-        for repetition in range(options.repetitions):
-            print(f"repetition {repetition + 1} of {options.repetitions}", file=sys.stderr)
-            bench.direct()
-            for pair in pairs:
-                bench.repetition(pair)
-    text, met = table(bench.samples, [*(pair.side for pair in pairs), "direct"])
-    print(text)
-    if not options.no_json:
-        setting = {"repetitions": options.repetitions, "stream_seconds": options.seconds, "engine": "python"}
-        path = write_json("bench", {"setting": setting, "sides": bench.samples.summary()})
-        print(f"all samples: {path}")
+        bench = Bench(lab, pace, options.metrics)
+        contenders = make(bench, options.only)
+        bench.serve(contenders)
+        with Generator(tools.load_tool(), bench.net.client, bench.net.server) as generator:
+            for repetition in range(repetitions):
+                order = chance.sample(list(contenders), len(contenders))
+                for name in order:
+                    print(f"{time.monotonic() - began:4.0f} s  {repetition + 1}/{repetitions}  {name}", file=sys.stderr)
+                    bench.repetition(name, contenders[name], generator)
+    samples = bench.samples
+    print(report.table(samples, [name for name in contenders if name in samples.names()]))
+    print("medians, in parentheses the quartiles (extremes of fewer than four samples)")
+    text, met = report.goals(samples)
+    if text:
+        print(f"\n{text}\nratios of the medians, in parentheses the spread of the ratios of the repetitions")
+    if not (options.quick or options.no_json):
+        setting = {"repetitions": repetitions, "pace": asdict(pace), "mtu": bench.mtu, "failures": bench.failures}
+        print(f"all samples: {report.write_json('bench', {'setting': setting, 'contenders': samples.summary()})}")
     return 1 if options.check and not met else 0
 
 

@@ -16,7 +16,8 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from benchmarks.measure import first_byte, memory
+from benchmarks.machine import memory
+from benchmarks.measure import first_byte
 from benchmarks.report import write_json
 from benchmarks.run import SOA
 from tests.net.lab import SERVER4, Lab, standard_topology

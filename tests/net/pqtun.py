@@ -37,18 +37,19 @@ class _Daemon:
     def __init__(self, lab: Lab, ns: str, directory: Path) -> None:
         self.lab, self.ns, self.directory = lab, ns, directory
         self.run_directory = directory / "run"
+        self.environment: Mapping[str, str] = environment()
         self.process: Process | None = None
         directory.mkdir(exist_ok=True)
 
     def command(self, *arguments: str, timeout: float = 30.0) -> str:
         """Run another pqtun command in the namespace; its stdout. LabError if it fails."""
-        return self.lab.run(self.ns, *argv(*arguments), timeout=timeout, env=environment()).stdout
+        return self.lab.run(self.ns, *argv(*arguments), timeout=timeout, env=self.environment).stdout
 
     def launch(self, *arguments: str) -> Process:
         """Start the daemon, without waiting for it to be ready."""
         common = ["--run", str(self.run_directory), "--user", USER]
         command = argv(self.role, *common, *self._places(), *arguments)
-        self.process = self.lab.spawn(self.ns, *command, env=environment())
+        self.process = self.lab.spawn(self.ns, *command, env=self.environment)
         return self.process
 
     def start(self, *arguments: str, timeout: float = 20.0) -> Process:
@@ -62,7 +63,7 @@ class _Daemon:
             if not any(entry.is_socket() for entry in self.run_directory.glob("*")):
                 return False
             status = argv("status", self.role, "--run", str(self.run_directory))
-            return self.lab.run(self.ns, *status, check=False, env=environment()).returncode == 0
+            return self.lab.run(self.ns, *status, check=False, env=self.environment).returncode == 0
 
         try:
             wait_until(ready, timeout, f"pqtun {self.role}", interval=0.05)

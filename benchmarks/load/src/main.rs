@@ -1,0 +1,75 @@
+//! pqtun-load FROM TO PORT: one end of each socket in network namespace FROM, the other in TO (names of `ip netns`).
+//!
+//! Each line of input is an order, answered by one line of JSON:
+//!
+//!     udp ADDRESS COUNT SIZE RATE SECONDS      UDP packets of SIZE bytes (IP header included), one after the other to
+//!                                              COUNT addresses from ADDRESS on; RATE a second in all, 0: all that goes
+//!     tcp ADDRESS COUNT STREAMS SECONDS        STREAMS connections, spread over the addresses, from FROM to TO
+//!
+//! The time to empty the queues is granted after the last packet; what has not arrived then counts as lost.
+
+mod net;
+mod tcp;
+mod udp;
+
+use std::io::{BufRead, Write};
+use std::net::Ipv4Addr;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [from, to, port] = arguments.as_slice() else {
+        eprintln!("usage: pqtun-load FROM TO PORT");
+        std::process::exit(2);
+    };
+    if let Err(error) = serve(from, to, port) {
+        eprintln!("pqtun-load: {error}");
+        std::process::exit(1);
+    }
+}
+
+fn serve(from: &str, to: &str, port: &str) -> Result<(), Box<dyn std::error::Error>> {
+    net::raise_file_limit();
+    let (from, to, port) = (
+        net::Namespace::open(from)?,
+        net::Namespace::open(to)?,
+        port.parse()?,
+    );
+    let mut out = std::io::stdout();
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let answer = match words.as_slice() {
+            ["udp", address, count, size, rate, seconds] => udp::run(
+                &from,
+                &to,
+                &addresses(address, count, port)?,
+                size.parse()?,
+                rate.parse()?,
+                seconds.parse()?,
+            )?,
+            ["tcp", address, count, streams, seconds] => tcp::run(
+                &from,
+                &to,
+                &addresses(address, count, port)?,
+                streams.parse()?,
+                seconds.parse()?,
+            )?,
+            _ => return Err(format!("no such order: {line}").into()),
+        };
+        writeln!(out, "{answer}")?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+fn addresses(
+    first: &str,
+    count: &str,
+    port: u16,
+) -> Result<Vec<libc::sockaddr_in>, Box<dyn std::error::Error>> {
+    let first: u32 = first.parse::<Ipv4Addr>()?.into();
+    let count: u32 = count.parse()?;
+    Ok((0..count)
+        .map(|i| net::address((first + i).into(), port))
+        .collect())
+}
