@@ -6,6 +6,7 @@ from typing import Any, cast
 from pqtun.cli import options
 from pqtun.daemon import settings
 from pqtun.daemon.settings import ClientSettings, ServerSettings
+from pqtun.pump import offload
 
 _HELP = {
     "address": ("ADDRESS/LENGTH", "own private address and subnet"),
@@ -16,10 +17,12 @@ _HELP = {
     "key_port": ("N", "UDP port of the key server"),
     "keys": ("DIR", "key directory"),
     "mtu": ("N", "bytes of the largest packet inside a tunnel"),
+    "offload": ("auto|off|NAMES", f"what the native engine leaves to the kernel: {','.join(offload.NAMES)}"),
     "port": ("N", "UDP port"),
     "run": ("DIR", "directory of pid file and control socket"),
     "state": ("DIR", "directory of known peers and servers' public keys"),
     "user": ("NAME", "unprivileged user that does the work"),
+    "workers": ("auto|N", "threads of the native engine; auto: one a core, at most 8"),
 }
 
 

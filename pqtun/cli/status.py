@@ -49,7 +49,7 @@ def _text(status: Mapping[str, Any]) -> str:
         f"{status['role']}: {status['interface']}",
         f"  address: {status['address']}, mtu {status['mtu']}",
         f"  listening port: {_listening(status)}",
-        f"  engine: {status['engine']}",
+        *_engine(status),
         f"  up for: {_duration(status['uptime'])} (pid {status['pid']}, version {status['version']})",
     ]
     if status.get("keyhash"):
@@ -67,6 +67,14 @@ def _text(status: Mapping[str, Any]) -> str:
 def _printable(line: str) -> str:
     """What steers a terminal must not come out of a worker that somebody may have taken over."""
     return "".join(character if character.isprintable() else "?" for character in line)
+
+
+def _engine(status: Mapping[str, Any]) -> list[str]:
+    workers = status.get("workers", 1)
+    lines = [f"  engine: {status['engine']}" + (f", {workers} workers" if workers > 1 else "")]
+    if status.get("offload"):
+        lines.append("  offload: " + ", ".join(f"{name} {state}" for name, state in status["offload"].items()))
+    return lines
 
 
 def _listening(status: Mapping[str, Any]) -> str:

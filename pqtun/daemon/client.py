@@ -15,7 +15,7 @@ from pqtun.daemon.attempts import Attempts
 from pqtun.daemon.connector import Address, Connector
 from pqtun.daemon.control import ControlSocket, Handler
 from pqtun.daemon.ending import stopped_or_failed
-from pqtun.daemon.engines import check_engine, make_engine
+from pqtun.daemon.engines import choose_engine, make_engine
 from pqtun.daemon.link import Link
 from pqtun.daemon.loglimit import LogLimit
 from pqtun.daemon.peers import Peer, PeerBook
@@ -153,7 +153,7 @@ class ClientService:
             "client",
             started=self._started,
             now=now,
-            engine=check_engine(settings.engine),
+            engine=self._engine,
             interface=self._tun.name,
             address=self._tun.address,
             port=settings.port,
@@ -222,17 +222,27 @@ def run_client(settings: ClientSettings, chosen: frozenset[str]) -> int:
     ``chosen``: the options that somebody set; only a subnet that nobody chose may be replaced.
     """
     privilege.require_root()
-    check_engine(settings.engine)
+    choice = choose_engine(settings)
     user = privilege.find_user(settings.user)
     prepare()
+    privilege.allow_locked_memory()
     with ExitStack() as stack:
         run = stack.enter_context(closing(RunDirectory(settings.run, "client")))
         state = prepare_state(settings.state, user)
         stack.callback(os.close, state)
-        udp = stack.enter_context(host.bind_udp(settings.port, "--port"))
-        tun = host.make_tun(settings.interface, settings.address, settings.mtu, movable="address" not in chosen)
+        udp = host.bind_udp_group(settings.port, "--port", choice.workers, choice.socket_buffer)
+        for sock in udp:
+            stack.enter_context(sock)
+        tun = host.make_tun(
+            settings.interface,
+            settings.address,
+            settings.mtu,
+            movable="address" not in chosen,
+            queues=choice.workers,
+            vnet_header=choice.offload.vnet_header,
+        )
         stack.callback(host.remove_tun, tun.name)
-        stack.enter_context(tun.file)
+        stack.callback(tun.close)
         dns = stack.enter_context(closing(open_sockets()))
         control_sock = stack.enter_context(run.listen(user.pw_gid))
         for resolver in host.link_local_resolvers():
@@ -242,10 +252,10 @@ def run_client(settings: ClientSettings, chosen: frozenset[str]) -> int:
 
         async def body(ready: Callable[[], None], stop: asyncio.Event) -> None:
             logging.getLogger(Link.__module__).addFilter(LogLimit(clock.boottime))
-            service = ClientService(settings, tun, make_engine(tun, udp, clock.boottime))
+            service = ClientService(settings, tun, make_engine(choice, tun, udp, clock.boottime))
             await _serve(service, dns, control_sock, ready, stop)
 
-        handed = [udp.close, tun.file.close, dns.close, control_sock.close]
+        handed = [*(sock.close for sock in udp), tun.close, dns.close, control_sock.close]
         guarded = settings.interface if settings.incoming == "block" else None
         return supervise(
             "client",

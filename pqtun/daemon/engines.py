@@ -1,36 +1,93 @@
 """Chooses the packet engine."""
 
 import asyncio
+import importlib
+import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Address
+from typing import Final
 
-from pqtun.daemon.host import Tun
+from pqtun.daemon import host
+from pqtun.daemon.settings import CommonSettings
 from pqtun.protocol.errors import UserError
 from pqtun.pump.engine import Engine
+from pqtun.pump.offload import NONE, Offload
 from pqtun.pump.python import PythonEngine
 
+log = logging.getLogger(__name__)
 
-def check_engine(name: str) -> str:
-    """Return the engine that ``name`` (auto, native or python) means here. Raises UserError if it is not there."""
-    if name == "native":
-        raise UserError("the native engine is not part of this installation; use --engine auto or --engine python")
-    return "python"
+NATIVE_MODULE: Final = "pqtun.pump._native"
+MAX_AUTO_WORKERS: Final = 8  # beyond that the kernel's own work, not ours, is the limit
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """Which engine moves the packets, with how many threads, and what it may leave to the kernel."""
+
+    name: str  # "native" or "python"
+    workers: int
+    offload: Offload
+    fallback: bool = False  # the native engine would have been taken, but was not built
+
+    @property
+    def socket_buffer(self) -> int:
+        """Bytes of a UDP socket's buffers."""
+        return host.NATIVE_SOCKET_BUFFER if self.name == "native" else host.SOCKET_BUFFER
+
+
+def choose_engine(settings: CommonSettings) -> EngineChoice:
+    """Return the engine that the settings mean here. Raises UserError if it is not there."""
+    reason = _missing() if settings.engine != "python" else None
+    if settings.engine == "native" and reason is not None:
+        raise UserError(
+            f"the native engine is not part of this installation ({reason}): install pqtun again where there is cargo, "
+            "as doc/user.md says, or use --engine auto"
+        )
+    if settings.engine == "python" or reason is not None:
+        return EngineChoice("python", 1, NONE, fallback=reason is not None)
+    workers = settings.workers or min(len(os.sched_getaffinity(0)), MAX_AUTO_WORKERS)
+    return EngineChoice("native", workers if settings.offload.multi_queue else 1, settings.offload)
+
+
+def _missing() -> str | None:
+    """Why there is no native engine, or None."""
+    try:
+        importlib.import_module(NATIVE_MODULE)
+    except ImportError as error:
+        return str(error)
+    return None
 
 
 def make_engine(
-    tun: Tun, udp: socket.socket, clock: Callable[[], float], deliver_to: IPv4Address | None = None
+    choice: EngineChoice,
+    tun: host.Tun,
+    udp: Sequence[socket.socket],
+    clock: Callable[[], float],
+    deliver_to: IPv4Address | None = None,
 ) -> Engine:
     """Return an engine that owns the worker's descriptors from now on; call it on the event loop."""
-    fd = os.dup(tun.file.fileno())
-    tun.file.close()
-    return PythonEngine(
-        fd,
-        udp,
-        own=tun.address.ip,
-        subnet=tun.address.network,
+    if choice.fallback:
+        log.warning("the native engine was not built: the Python engine moves the packets, slower (see doc/user.md)")
+    descriptors = [os.dup(file.fileno()) for file in tun.files]
+    tun.close()
+    loop = asyncio.get_running_loop()
+    own, subnet = tun.address.ip, tun.address.network
+    if choice.name == "python":
+        return PythonEngine(
+            descriptors[0], udp[0], own=own, subnet=subnet, deliver_to=deliver_to, clock=clock, loop=loop
+        )
+    native = importlib.import_module("pqtun.pump.native")  # only where it was built
+    engine: Engine = native.NativeEngine(
+        descriptors,
+        list(udp),
+        own=own,
+        subnet=subnet,
         deliver_to=deliver_to,
-        clock=clock,
-        loop=asyncio.get_running_loop(),
+        loop=loop,
+        virtio=tun.vnet_header,
+        offload=choice.offload.names,
     )
+    return engine

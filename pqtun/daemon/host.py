@@ -14,6 +14,7 @@ from typing import Any, Final
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from pqtun.protocol.constants import TUNNEL_OVERHEAD
 from pqtun.protocol.errors import UserError
 from pqtun.pump.tun import open_tun
 
@@ -21,14 +22,20 @@ log = logging.getLogger(__name__)
 
 PRIVATE_NETWORKS: Final = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))  # RFC 1918
 
-# The kernel doubles it. Enough for a burst of some 30 ms at the speed of the Python engine; what one client sends
-# beyond that is lost to it, while more would keep the packets of all others waiting for as long.
+# The kernel doubles them. Each is enough for a burst of some 30 ms at the engine's speed; what one client sends beyond
+# that is lost to it, while more would keep the packets of all others waiting for as long.
 SOCKET_BUFFER: Final = 1 << 20
+NATIVE_SOCKET_BUFFER: Final = 4 << 20
 _SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h
 _SO_SNDBUFFORCE: Final = 32
 # linux/in.h. Datagrams go without DF: on a path with a smaller MTU routers cut them, where else they would be lost.
 _IP_MTU_DISCOVER: Final = 10
 _IP_PMTUDISC_DONT: Final = 0
+
+_UDP_PAYLOAD: Final = 0xFFFF - 28  # bytes of a whole UDP_SEGMENT message: 65,535 less the IPv4 and UDP headers
+_UDP_SEGMENTS: Final = 64  # linux/udp.h UDP_MAX_SEGMENTS was that before Linux 6.9
+_HEADERS: Final = 40  # bytes of IPv4 and TCP without options
+_TIMESTAMPS: Final = 12  # bytes of the TCP options that packets with data have
 
 
 def link_local_resolvers(resolv_conf: Path = Path("/etc/resolv.conf")) -> list[str]:
@@ -46,9 +53,15 @@ def link_local_resolvers(resolv_conf: Path = Path("/etc/resolv.conf")) -> list[s
 class Tun:
     """An open TUN device that is up."""
 
-    file: io.FileIO  # the device vanishes with the last process's descriptor
+    files: tuple[io.FileIO, ...]  # its queues; the device vanishes with the last process's descriptor
     name: str
     address: IPv4Interface
+    vnet_header: bool = False  # whether a virtio header stands before each packet
+
+    def close(self) -> None:
+        """Close this process's descriptors."""
+        for file in self.files:
+            file.close()
 
 
 def networks_in_use(ipr: Any) -> list[IPv4Network]:
@@ -99,10 +112,13 @@ def free_subnet(wanted: IPv4Interface, used: Iterable[IPv4Network]) -> IPv4Inter
     raise UserError(f"no private network of size /{length} is free on this host; name one with --address")
 
 
-def make_tun(name: str, wanted: IPv4Interface, mtu: int, *, movable: bool) -> Tun:
-    """Make a TUN device with an address, up. It vanishes with its descriptor.
+def make_tun(
+    name: str, wanted: IPv4Interface, mtu: int, *, movable: bool, queues: int = 1, vnet_header: bool = False
+) -> Tun:
+    """Make a TUN device with an address, up. It vanishes with its descriptors.
 
-    ``movable``: nobody asked for this very address, so a free one may be taken where it is in use. Raises UserError.
+    ``movable``: nobody asked for this very address, so a free one may be taken where it is in use. ``queues``: how many
+    at most, one where the kernel has no more. Raises UserError.
     """
     with IPRoute() as ipr:
         used = networks_in_use(ipr)
@@ -112,22 +128,41 @@ def make_tun(name: str, wanted: IPv4Interface, mtu: int, *, movable: bool) -> Tu
             raise UserError(
                 f"the subnet {wanted.network} is in use on this host ({clash}); name a free one with --address"
             )
-        fd = open_tun(name)
+        descriptors = open_tun(name, queues=queues, vnet_header=vnet_header)
         try:
             index = ipr.link_lookup(ifname=name)[0]
             _disable_ipv6(name)
             ipr.link("set", index=index, mtu=mtu)
+            if vnet_header:
+                _limit_segments(ipr, index, mtu)
             ipr.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
             ipr.link("set", index=index, state="up")
-        except (NetlinkError, IndexError) as error:
-            os.close(fd)
-            raise UserError(f"cannot set up the interface {name}: {error}") from None
-        except BaseException:
-            os.close(fd)
+        except BaseException as error:
+            for fd in descriptors:
+                os.close(fd)
+            if isinstance(error, NetlinkError | IndexError):
+                raise UserError(f"cannot set up the interface {name}: {error}") from None
             raise
     if address != wanted:
         log.warning("%s is in use on this host: using %s", wanted.network, address.network)
-    return Tun(io.FileIO(fd, "r+"), name, address)
+    return Tun(tuple(io.FileIO(fd, "r+") for fd in descriptors), name, address, vnet_header)
+
+
+def segment_limits(mtu: int) -> tuple[int, int]:
+    """Return how many segments, and how many bytes with headers, one read from the TUN device shall bring at most.
+
+    So much leaves as one UDP_SEGMENT message, in which each segment takes an inner packet and our own bytes.
+    """
+    segments = min(_UDP_SEGMENTS, _UDP_PAYLOAD // (mtu + TUNNEL_OVERHEAD))
+    return segments, segments * (mtu - _HEADERS - _TIMESTAMPS) + _HEADERS
+
+
+def _limit_segments(ipr: Any, index: int, mtu: int) -> None:
+    segments, size = segment_limits(mtu)
+    try:
+        ipr.link("set", index=index, gso_max_segs=segments, gso_max_size=size)
+    except NetlinkError as error:
+        log.debug("the kernel cuts packets of any size: %s", error)  # then some leave as two messages
 
 
 def remove_tun(name: str) -> None:
@@ -149,10 +184,39 @@ def _disable_ipv6(name: str) -> None:
         pass  # no IPv6 in this kernel, or /proc/sys is read-only in a container: the packets are dropped by the pump
 
 
-def bind_udp(port: int, option: str) -> socket.socket:
-    """Return a non-blocking IPv4 UDP socket on ``port`` of all addresses. Raises UserError that names ``option``."""
+def bind_udp(port: int, option: str, buffer: int = SOCKET_BUFFER) -> socket.socket:
+    """Return a non-blocking IPv4 UDP socket on ``port`` of all addresses, with room for ``buffer`` bytes each way.
+
+    Raises UserError that names ``option``.
+    """
+    return bind_udp_group(port, option, 1, buffer)[0]
+
+
+def bind_udp_group(port: int, option: str, count: int, buffer: int = SOCKET_BUFFER) -> list[socket.socket]:
+    """Return ``count`` sockets as those of ``bind_udp`` on one port; each peer's datagrams come to one of them.
+
+    Raises UserError that names ``option``.
+    """
+    # The first takes the port for itself, so that another program's claim to it shows. Only then may others of the
+    # same user, root, join (SO_REUSEPORT, socket(7)).
+    sockets = [_bound(port, option, buffer, shared=False)]
+    try:
+        if count > 1:
+            sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        while len(sockets) < count:
+            sockets.append(_bound(port, option, buffer, shared=True))
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _bound(port: int, option: str, buffer: int, *, shared: bool) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(("0.0.0.0", port))
     except OSError as error:
         sock.close()
@@ -164,7 +228,7 @@ def bind_udp(port: int, option: str) -> socket.socket:
     sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT)
     for name in (_SO_RCVBUFFORCE, _SO_SNDBUFFORCE):
         try:
-            sock.setsockopt(socket.SOL_SOCKET, name, SOCKET_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, name, buffer)
         except OSError:
             pass  # root without CAP_NET_ADMIN: the system's default has to do
     return sock

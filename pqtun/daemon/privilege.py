@@ -5,6 +5,7 @@ import os
 import pwd
 import resource
 import signal
+from typing import Final
 
 from pqtun.protocol.errors import UserError
 
@@ -17,11 +18,25 @@ _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _LAST_CAPABILITY = 63
 
+# Keys of 65,000 tunnels and as much again; whoever takes the worker over cannot pin all memory of the machine.
+LOCKED_BYTES: Final = 512 << 20
+
 
 def require_root() -> None:
     """Raise UserError unless this process is root's."""
     if os.geteuid() != 0:
         raise UserError("must be started as root: it makes a network interface, then gives root up")
+
+
+def allow_locked_memory() -> None:
+    """Let this process and its children keep ``LOCKED_BYTES`` of keys out of the swap (mlock(2))."""
+    given, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if given == resource.RLIM_INFINITY or given >= LOCKED_BYTES:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (LOCKED_BYTES, LOCKED_BYTES))
+    except (OSError, ValueError):
+        pass  # root without CAP_SYS_RESOURCE: as much as it was given
 
 
 def find_user(name: str) -> pwd.struct_passwd:

@@ -5,11 +5,19 @@ from ipaddress import IPv4Interface
 from typing import Any
 
 from pqtun import __version__
-from pqtun.pump.engine import EngineStats, TunnelStats
+from pqtun.pump.engine import Engine, EngineStats, TunnelStats
 
 
 def service(
-    role: str, *, started: float, now: float, engine: str, interface: str, address: IPv4Interface, port: int, mtu: int
+    role: str,
+    *,
+    started: float,
+    now: float,
+    engine: Engine,
+    interface: str,
+    address: IPv4Interface,
+    port: int,
+    mtu: int,
 ) -> dict[str, Any]:
     """The head of the document. Times are seconds."""
     return {
@@ -17,7 +25,9 @@ def service(
         "version": __version__,
         "pid": os.getpid(),
         "uptime": round(now - started, 1),
-        "engine": engine,
+        "engine": engine.name,
+        "workers": engine.workers,
+        "offload": engine.offload(),
         "interface": interface,
         "address": str(address),
         "port": port,

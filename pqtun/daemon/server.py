@@ -11,7 +11,7 @@ from typing import Any, Final
 from pqtun.daemon import clock, host, privilege, report
 from pqtun.daemon.control import ControlSocket, Handler
 from pqtun.daemon.ending import stopped_or_failed
-from pqtun.daemon.engines import check_engine, make_engine
+from pqtun.daemon.engines import choose_engine, make_engine
 from pqtun.daemon.rundir import RunDirectory
 from pqtun.daemon.settings import ServerSettings
 from pqtun.daemon.supervisor import prepare, supervise
@@ -99,7 +99,7 @@ class ServerService:
             "server",
             started=self._started,
             now=now,
-            engine=check_engine(settings.engine),
+            engine=self._engine,
             interface=self._tun.name,
             address=self._tun.address,
             port=settings.port,
@@ -178,19 +178,29 @@ def run_server(settings: ServerSettings, chosen: frozenset[str]) -> int:
     ``chosen``: the options that somebody set; only a subnet that nobody chose may be replaced.
     """
     privilege.require_root()
-    check_engine(settings.engine)
+    choice = choose_engine(settings)
     user = privilege.find_user(settings.user)
     if settings.port == settings.key_port:
         raise UserError(f"--port and --key-port are both {settings.port}; choose two different ports")
     prepare()
+    privilege.allow_locked_memory()
     with ExitStack() as stack:
         run = stack.enter_context(closing(RunDirectory(settings.run, "server")))
         key_files = stack.enter_context(closing(open_key_files(settings.keys)))
-        udp = stack.enter_context(host.bind_udp(settings.port, "--port"))
+        udp = host.bind_udp_group(settings.port, "--port", choice.workers, choice.socket_buffer)
+        for sock in udp:
+            stack.enter_context(sock)
         key_udp = stack.enter_context(host.bind_udp(settings.key_port, "--key-port"))
-        tun = host.make_tun(settings.interface, settings.address, settings.mtu, movable="address" not in chosen)
+        tun = host.make_tun(
+            settings.interface,
+            settings.address,
+            settings.mtu,
+            movable="address" not in chosen,
+            queues=choice.workers,
+            vnet_header=choice.offload.vnet_header,
+        )
         stack.callback(host.remove_tun, tun.name)
-        stack.enter_context(tun.file)
+        stack.callback(tun.close)
         if settings.deliver_to is not None:
             host.check_own_address(settings.deliver_to, "--deliver-to")
         control_sock = stack.enter_context(run.listen(user.pw_gid))
@@ -198,11 +208,11 @@ def run_server(settings: ServerSettings, chosen: frozenset[str]) -> int:
         async def body(ready: Callable[[], None], stop: asyncio.Event) -> None:
             key = key_files.load()
             key_files.close()
-            engine = make_engine(tun, udp, clock.boottime, settings.deliver_to)
+            engine = make_engine(choice, tun, udp, clock.boottime, settings.deliver_to)
             service = ServerService(settings, tun, engine, key)
             await _serve(service, key_udp, control_sock, ready, stop)
 
-        handed = [udp.close, key_udp.close, key_files.close, control_sock.close, tun.file.close]
+        handed = [*(sock.close for sock in udp), key_udp.close, key_files.close, control_sock.close, tun.close]
         return supervise("server", user, body, handed=handed, kept=[run.leave_to_parent])
 
 

@@ -10,6 +10,8 @@ from typing import Any, Final, TypeVar
 
 from pqtun.protocol.constants import CLIENT_ADDRESS, CLIENT_PORT, KEY_SERVER_PORT, SERVER_ADDRESS, SERVER_PORT
 from pqtun.protocol.errors import UserError
+from pqtun.pump.offload import ALL, Offload
+from pqtun.pump.offload import parse as parse_offload
 
 CONFIG_FILE: Final = Path("/etc/pqtun/pqtun.toml")
 KEYS_DIRECTORY: Final = Path("/etc/pqtun/keys")
@@ -30,6 +32,7 @@ _SERVER_INTERFACE: Final = IPv4Interface(SERVER_ADDRESS)
 
 INCOMING: Final = ("block", "allow")
 ENGINES: Final = ("auto", "native", "python")
+MAX_WORKERS: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,8 @@ class CommonSettings:
     """Options of both services."""
 
     engine: str = "auto"
+    workers: int | None = None  # one a core
+    offload: Offload = ALL
     user: str = USER
     mtu: int = MTU
     run: Path = RUN_DIRECTORY
@@ -117,6 +122,20 @@ def engine(value: object) -> str:
     return str(value)
 
 
+def workers(value: object) -> int | None:
+    """Threads of the native engine; None for ``auto``. Raises ValueError."""
+    number = None if value == "auto" else _integer(value)
+    if number is not None and not 1 <= number <= MAX_WORKERS:
+        raise ValueError(f"write auto, or a number from 1 to {MAX_WORKERS}")
+    return number
+
+
+def offload(value: object) -> Offload:
+    """What the engine may leave to the kernel: a list, or a text with commas. Raises ValueError."""
+    words = value if isinstance(value, list) else str(value).split(",")
+    return parse_offload([str(word).strip() for word in words])
+
+
 def incoming(value: object) -> str:
     """Whether servers may begin connections to this host. Raises ValueError."""
     if value not in INCOMING:
@@ -163,10 +182,12 @@ PARSERS: Final[Mapping[str, Callable[[object], Any]]] = {
     "key_port": port,
     "keys": path,
     "mtu": mtu,
+    "offload": offload,
     "port": port,
     "run": path,
     "state": path,
     "user": user,
+    "workers": workers,
 }
 
 

@@ -113,6 +113,20 @@ class EngineStats:
 class Engine(Protocol):
     """What both engines offer. All calls on the event loop's thread; none blocks."""
 
+    @property
+    def name(self) -> str:
+        """Return ``native`` or ``python``."""
+
+    @property
+    def workers(self) -> int:
+        """Return how many threads move packets."""
+
+    def offload(self) -> dict[str, str]:
+        """Return what becomes of each offload that the engine knows (``pqtun.pump.offload.NAMES``).
+
+        ``on``; ``off``: by the settings; ``unsupported``: the kernel has it not; ``failed``: it was given up.
+        """
+
     def start(self, listener: Listener) -> None:
         """Begin to move packets. Events come in order, each in a turn of the event loop, never out of a call here."""
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from math import inf
+from typing import Final
 
 from pqtun.protocol.constants import (
     CONTROL_PROTOCOL,
@@ -59,6 +60,9 @@ _PASSING = (errno.ENOBUFS, errno.ENOMEM)
 
 class PythonEngine:
     """See ``pqtun.pump.engine.Engine``."""
+
+    name: Final = "python"
+    workers: Final = 1
 
     def __init__(
         self,
@@ -161,6 +165,10 @@ class PythonEngine:
             self._drops["send_unknown_tunnel"] += 1
         else:
             self._send(link, packet, self._clock())
+
+    def offload(self) -> dict[str, str]:
+        """Return nothing: each packet is read and written by itself."""
+        return {}
 
     def stats(self) -> EngineStats:
         """Return a snapshot of all counters."""

@@ -183,6 +183,17 @@ def test_status_tells_what_was_dropped(run):
     assert "  key server: dropped_type 1, static 938" in lines
 
 
+def test_status_tells_what_the_engine_leaves_to_the_kernel():
+    head = dict.fromkeys(("role", "interface", "address", "mtu", "port", "pid", "version"), "x")
+    native = {"engine": "native", "workers": 4, "offload": {"tun-tso": "on", "udp-gso": "failed"}}
+    lines = status._text({**head, **native, "uptime": 1, "peers": []}).splitlines()
+    assert "  engine: native, 4 workers" in lines
+    assert "  offload: tun-tso on, udp-gso failed" in lines
+    lines = status._text({**head, "engine": "python", "workers": 1, "offload": {}, "uptime": 1, "peers": []})
+    assert "  engine: python\n" in lines
+    assert "offload" not in lines
+
+
 @pytest.mark.parametrize("host", ["", ".", "192.0.2.1", "2001:db8::1"])
 def test_check_of_what_is_no_name(run, tmp_path, host):
     code, out, err = run("check", host, "--run", tmp_path)

@@ -15,6 +15,12 @@ TID = bytes(32)
 class RecordingEngine:
     """Stands for an engine: notes what is sent."""
 
+    name = "native"
+    workers = 2
+
+    def offload(self):
+        return {"udp-gso": "on", "udp-gro": "unsupported"}
+
     def __init__(self):
         self.sent = []
         self.removed = []

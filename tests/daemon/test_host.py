@@ -1,3 +1,4 @@
+import contextlib
 import socket
 from ipaddress import IPv4Interface, IPv4Network
 
@@ -45,6 +46,45 @@ def test_a_port_in_use_is_named():
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"UDP port {port} is in use .* --key-port"):
             host.bind_udp(port, "--key-port")
+
+
+def free_port():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def test_a_group_of_sockets_shares_the_datagrams_of_one_port():
+    port = free_port()
+    sockets = host.bind_udp_group(port, "--port", 3)
+    try:
+        assert not any(sock.getblocking() or sock.get_inheritable() for sock in sockets)
+        with pytest.raises(UserError, match="is in use"):  # another pqtun would make a group too
+            host.bind_udp_group(port, "--port", 2)
+        for _ in range(200):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.sendto(b"x", ("127.0.0.1", port))
+        got = [0, 0, 0]
+        for number, sock in enumerate(sockets):
+            with contextlib.suppress(BlockingIOError):
+                while sock.recv(10):
+                    got[number] += 1
+        assert sum(got) == 200
+        assert min(got) > 20
+    finally:
+        for sock in sockets:
+            sock.close()
+    host.bind_udp(port, "--port").close()
+
+
+@pytest.mark.parametrize("mtu", [576, 1200, 1396, 4040])
+def test_a_read_fits_into_one_message(mtu):
+    segments, size = host.segment_limits(mtu)
+    assert 1 <= segments <= 64
+    assert segments * (mtu + 56) <= 65507
+    payload = mtu - 52
+    assert (size - 40) // payload <= segments
+    assert size <= 65536
 
 
 def test_link_local_resolvers(tmp_path):

@@ -22,6 +22,12 @@ SOURCE = ("192.0.2.9", 42423)
 class RecordingEngine:
     """Stands for an engine: takes calls, has the tunnels' figures that a test sets."""
 
+    name = "native"
+    workers = 2
+
+    def offload(self):
+        return {"udp-gso": "on", "udp-gro": "unsupported"}
+
     def __init__(self):
         self.listener: Callable | None = None
         self.tunnels = {}

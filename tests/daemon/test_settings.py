@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from pqtun.daemon import settings
 from pqtun.protocol.errors import UserError
+from pqtun.pump.offload import NONE
+from pqtun.pump.offload import parse as parse_offload
 
 
 @pytest.fixture
@@ -48,6 +50,21 @@ def test_relative_paths_become_absolute():
     assert loaded.run == Path.cwd() / "here"
 
 
+def test_offload_and_workers(config):
+    file = config(
+        '[client]\noffload = ["udp-gso", "tun-tso"]\nworkers = 3\n[server]\noffload = "off"\nworkers = "auto"\n'
+    )
+    client, _ = settings.load("client", file, {})
+    assert client.offload == parse_offload(["tun-tso", "udp-gso"])
+    assert client.workers == 3
+    server, chosen = settings.load("server", file, {})
+    assert (server.offload, server.workers) == (NONE, None)
+    assert chosen == {"offload", "workers"}
+    flagged, _ = settings.load("server", file, {"offload": "-tun-uso, -udp-gro", "workers": "2"})
+    assert flagged.offload == parse_offload(["-tun-uso", "-udp-gro"])
+    assert flagged.workers == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -73,6 +90,13 @@ def test_relative_paths_become_absolute():
         ('[client]\naddress = "127.7.0.1/16"\n', "choose a private network"),
         ("[client]\nmtu = 100\n", "the MTU is a number from 576 to 4040"),
         ('[client]\nengine = "fast"\n', "choose one of auto, native, python"),
+        ("[client]\nworkers = 0\n", "line 2: workers = 0: write auto, or a number from 1 to 64"),
+        ('[client]\nworkers = "many"\n', "line 2: workers = many: write a whole number"),
+        ('[client]\noffload = "on"\n', "line 2: offload = on: choose auto, off, or some of tun-tso, "),
+        ("[client]\noffload = true\n", "line 2: offload = True: choose auto"),
+        ('[client]\noffload = [["udp-gso"]]\n', "choose auto"),
+        ("[client]\noffload = []\n", "line 2: offload = []: name either those to use"),
+        ('[client]\noffload = ["udp-gso", "-udp-gro"]\n', "name either those to use, or those to leave out"),
         ('[client]\ninterface = "a/b"\n', "an interface name has 1 to 15"),
         ('[client]\ninterface = "0123456789abcdef"\n', "an interface name has 1 to 15"),
         ('[client]\nuser = ""\n', "write the name of a system user"),

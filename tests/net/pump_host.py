@@ -29,7 +29,7 @@ NOBODY = "10.43.0.99"
 
 
 def open_device(own: str, mtu: int) -> int:
-    tun = open_tun(DEVICE)
+    (tun,) = open_tun(DEVICE)
     for command in (f"addr add {own}/16 dev {DEVICE}", f"link set {DEVICE} mtu {mtu} up"):
         subprocess.run(["ip", *command.split()], check=True)
     return tun

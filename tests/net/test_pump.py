@@ -243,11 +243,11 @@ def test_open_tun(net: Net) -> None:
         from pqtun.protocol.errors import UserError
         from pqtun.pump.tun import open_tun
         def attempt(name):
-            try: fd = open_tun(name)
+            try: (fd,) = open_tun(name)
             except UserError as e: return str(e)
             os.close(fd)
             return "made"
-        first = open_tun("pq0")
+        (first,) = open_tun("pq0")
         assert not os.get_inheritable(first) and not os.get_blocking(first)
         print(attempt("pq0"))
         print(attempt("lo"))

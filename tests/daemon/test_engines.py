@@ -1,0 +1,93 @@
+"""pqtun.daemon.engines: which engine is chosen, and what it is given."""
+
+import asyncio
+import io
+import os
+import socket
+import sys
+import types
+from ipaddress import IPv4Address, IPv4Interface
+
+import pytest
+
+from pqtun.daemon import engines, host
+from pqtun.daemon.settings import ClientSettings
+from pqtun.protocol.errors import UserError
+from pqtun.pump.offload import ALL, NAMES, NONE, parse
+from pqtun.pump.python import PythonEngine
+
+OWN = IPv4Interface("10.43.0.1/16")
+
+
+@pytest.fixture
+def built(monkeypatch):
+    monkeypatch.setitem(sys.modules, engines.NATIVE_MODULE, types.ModuleType(engines.NATIVE_MODULE))
+
+
+@pytest.fixture
+def not_built(monkeypatch):
+    monkeypatch.setitem(sys.modules, engines.NATIVE_MODULE, None)
+
+
+def test_without_the_native_module(not_built):
+    assert engines.choose_engine(ClientSettings()) == engines.EngineChoice("python", 1, NONE, fallback=True)
+    with pytest.raises(UserError, match=r"not part of this installation .*cargo.*--engine auto"):
+        engines.choose_engine(ClientSettings(engine="native"))
+
+    assert engines.choose_engine(ClientSettings(engine="python", workers=4)) == engines.EngineChoice("python", 1, NONE)
+
+
+@pytest.mark.parametrize("engine", ["auto", "native"])
+def test_with_the_native_module(built, engine):
+    choice = engines.choose_engine(ClientSettings(engine=engine))
+    cores = len(os.sched_getaffinity(0))
+    assert choice == engines.EngineChoice("native", min(cores, 8), ALL)
+    assert choice.socket_buffer > engines.choose_engine(ClientSettings(engine="python")).socket_buffer
+
+
+def test_workers(built, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(100)))
+    assert engines.choose_engine(ClientSettings()).workers == 8
+    assert engines.choose_engine(ClientSettings(workers=12)).workers == 12
+    for text in ("off", "-multi-queue"):
+        assert engines.choose_engine(ClientSettings(workers=12, offload=parse([text]))).workers == 1
+
+
+def test_the_engine_owns_the_descriptors(monkeypatch, caplog):
+    """The Python engine gets the first queue; the native one, here a stand-in, all of them and the sockets."""
+    given = {}
+
+    def native_engine(tuns, sockets, **named):
+        given.update(named, tuns=tuns, sockets=sockets)
+        return "engine"
+
+    monkeypatch.setitem(sys.modules, "pqtun.pump.native", types.SimpleNamespace(NativeEngine=native_engine))
+
+    async def body(choice, queues):
+        ends = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(queues)]
+        tun = host.Tun(tuple(io.FileIO(near.detach(), "r+") for near, _ in ends), "pq0", OWN, vnet_header=True)
+        udp = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(queues)]
+        engine = engines.make_engine(choice, tun, udp, lambda: 0.0, IPv4Address("192.0.2.9"))
+        assert all(file.closed for file in tun.files)
+        for _, far in ends:
+            far.close()
+        return engine, udp
+
+    for fallback in (False, True):
+        caplog.clear()
+        engine, _ = asyncio.run(body(engines.EngineChoice("python", 1, NONE, fallback), 1))
+        assert isinstance(engine, PythonEngine)
+        assert (engine.name, engine.workers, engine.offload()) == ("python", 1, {})
+        assert sum("was not built" in record.message for record in caplog.records) == fallback
+        engine.close()
+
+    engine, udp = asyncio.run(body(engines.EngineChoice("native", 2, ALL), 2))
+    assert engine == "engine"
+    assert len(set(given["tuns"])) == 2
+    assert given["sockets"] == udp
+    assert (given["own"], given["subnet"], given["deliver_to"]) == (OWN.ip, OWN.network, IPv4Address("192.0.2.9"))
+    assert (given["virtio"], given["offload"]) == (True, list(NAMES))
+    for number in given["tuns"]:
+        os.close(number)
+    for sock in udp:
+        sock.close()
