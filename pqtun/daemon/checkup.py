@@ -229,6 +229,7 @@ class _Network:
                 if self._tunnel is not None:
                     self._tunnel.erase()
                 self._tunnel = Tunnel(session.tid, session.send_root, session.recv_root, clock.boottime())
+                session.erase()
                 self._sock.send(datagram)
             except DownloadError as error:
                 raise StepError(f"ephemeral keys: {error}") from None

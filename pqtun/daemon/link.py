@@ -149,7 +149,10 @@ class Link:
             self._engine.send_datagram(datagram, ports.tunnel)
             self.tid = session.tid
             hello = control.encode([control.Hello(control.PROTOCOL_VERSION, 0, self._mtu)], self._own)
-            self._engine.add_tunnel(session, self.peer.inner, ports.tunnel, first=hello)
+            try:
+                self._engine.add_tunnel(session, self.peer.inner, ports.tunnel, first=hello)
+            finally:
+                session.erase()
             if await self._answers(session.tid, seconds):
                 return
         self._drop_tunnel()

@@ -131,15 +131,18 @@ class ServerService:
         c0 = handshake.parse(data).c0
         self._replays.check(c0, now)
         session = handshake.respond(data, self._key.secret, self._ring.acceptable())
-        self._replays.remember(c0, now)
-        inner = self._tenants.take(session.tid)
-        if inner is None:
-            self._evict()
+        try:
+            self._replays.remember(c0, now)
             inner = self._tenants.take(session.tid)
-        if inner is None:
-            raise MessageError("no_free_address")
-        self._counters["accepted"] += 1
-        self._engine.add_tunnel(session, inner, source)
+            if inner is None:
+                self._evict()
+                inner = self._tenants.take(session.tid)
+            if inner is None:
+                raise MessageError("no_free_address")
+            self._counters["accepted"] += 1
+            self._engine.add_tunnel(session, inner, source)
+        finally:
+            session.erase()
 
     def _evict(self) -> None:
         """Make room: first go tunnels that nothing was ever heard in, for a handshake costs nobody anything, then those

@@ -85,7 +85,7 @@ def _generate(path: Path, force: bool) -> bytes:
         "mceliece_pk": mceliece_pk,
         "mceliece_sk": mceliece_sk,
         "x25519_pk": x25519_pk,
-        "x25519_sk": x25519_sk,
+        "x25519_sk": bytes(x25519_sk),
         "session_key": secrets.token_bytes(KEY_BYTES),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ MAX_PAIRS: Final = 8
 PERIOD_SLACK: Final = 1.0
 
 # sntrup761 public and secret key, X25519 public and secret key.
-Pair = tuple[bytes, bytes, bytes, bytes]
+Pair = tuple[bytes, bytearray, bytes, bytearray]
 
 
 def make_pair() -> Pair:
@@ -72,10 +72,8 @@ class EphemeralRing:
     def _add(self, window: int, began: float) -> EphemeralPublicKey:
         sntrup_pk, sntrup_sk, x25519_pk, x25519_sk = self._generate()
         public = EphemeralPublicKey(sntrup_pk, x25519_pk)
-        # Ours to overwrite. What the libraries returned is plain bytes: freed now, reused by Python, never wiped.
-        kept_sntrup, kept_x25519 = bytearray(sntrup_sk), bytearray(x25519_sk)
-        secret = EphemeralSecretKey(kept_sntrup, kept_x25519)
-        self._entries.append(_Entry(window, began, public, kept_sntrup, kept_x25519, secret))
+        secret = EphemeralSecretKey(sntrup_sk, x25519_sk)
+        self._entries.append(_Entry(window, began, public, sntrup_sk, x25519_sk, secret))
         while len(self._entries) > MAX_PAIRS:
             self._entries.pop(0).erase()
         return public

@@ -13,7 +13,7 @@ from pqtun.protocol.constants import (
 )
 from pqtun.protocol.errors import MessageError
 from pqtun.protocol.keytree import ServerPublicKey
-from pqtun.protocol.primitives import hash32, kdf, open_sealed, seal
+from pqtun.protocol.primitives import X25519Secret, erase, hash32, kdf, mix, open_sealed, seal
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,11 @@ class EphemeralSecretKey:
 
     sntrup_sk: bytes | bytearray = field(repr=False)
     x25519_sk: bytes | bytearray = field(repr=False)
+    x25519: X25519Secret = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Make the X25519 key ready."""
+        object.__setattr__(self, "x25519", X25519Secret(self.x25519_sk))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +43,30 @@ class ServerSecretKey:
 
     mceliece_sk: bytes = field(repr=False)
     x25519_sk: bytes = field(repr=False)
+    x25519: X25519Secret = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Make the X25519 key ready."""
+        object.__setattr__(self, "x25519", X25519Secret(self.x25519_sk))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Session:
-    """What a handshake yields at one end: 32 bytes each. ``resume_secret`` proves a resumption and encrypts nothing."""
+    """What a handshake yields at one end: 32 bytes each. ``resume_secret`` proves a resumption and encrypts nothing.
+
+    Whoever has put it to use erases it.
+    """
 
     tid: bytes
-    send_root: bytes = field(repr=False)
-    recv_root: bytes = field(repr=False)
-    resume_secret: bytes = field(repr=False)
+    send_root: bytearray = field(repr=False)
+    recv_root: bytearray = field(repr=False)
+    resume_secret: bytearray = field(repr=False)
+
+    def erase(self) -> None:
+        """Overwrite every secret."""
+        erase(self.send_root)
+        erase(self.recv_root)
+        erase(self.resume_secret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +91,23 @@ def parse(datagram: bytes) -> HandshakeMessage:
     return HandshakeMessage(datagram[2:_C1], datagram[_C1:_C3], datagram[_C3:])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InitiatorSecrets:
     """Every random choice of an initiator; made fresh by ``draw``, given only to check known answers."""
 
     c0: bytes
-    k0: bytes = field(repr=False)
-    x25519_pk: bytes
-    x25519_sk: bytes = field(repr=False)
+    k0: bytearray = field(repr=False)
+    x25519: X25519Secret
     c2: bytes = field(repr=False)
-    k3: bytes = field(repr=False)
+    k3: bytearray = field(repr=False)
 
     @classmethod
     def draw(cls, server: ServerPublicKey, ephemeral: EphemeralPublicKey) -> "InitiatorSecrets":
         """Encapsulate to the server's McEliece and sntrup761 keys and make an X25519 pair."""
         c0, k0 = primitives.skem_enc(server.mceliece_pk)  # I1
-        x25519_pk, x25519_sk = primitives.x25519_keypair()  # I2
+        x25519 = X25519Secret.generate()  # I2
         c2, k3 = primitives.ekem_enc(ephemeral.sntrup_pk)  # I5
-        return cls(c0, k0, x25519_pk, x25519_sk, c2, k3)
+        return cls(c0, k0, x25519, c2, k3)
 
 
 def initiate(server: ServerPublicKey, ephemeral: EphemeralPublicKey) -> tuple[bytes, Session]:
@@ -101,18 +119,22 @@ def initiate(server: ServerPublicKey, ephemeral: EphemeralPublicKey) -> tuple[by
 
 
 def compose(secrets: InitiatorSecrets, server: ServerPublicKey, ephemeral: EphemeralPublicKey) -> tuple[bytes, Session]:
-    """The deterministic part of ``initiate``."""
+    """The deterministic part of ``initiate``. Erases the keys in ``secrets``."""
     chain, transcript = secrets.k0, secrets.c0  # I1
-    sealed_x25519 = seal(chain, transcript, secrets.x25519_pk)  # I2
-    transcript = hash32(transcript + sealed_x25519)
-    chain = _mix(chain, primitives.x25519(secrets.x25519_sk, server.x25519_pk))  # I3
-    chain = _mix(chain, primitives.x25519(secrets.x25519_sk, ephemeral.x25519_pk))  # I4
-    sealed_sntrup = seal(chain, transcript, secrets.c2)  # I5
-    chain = _mix(chain, secrets.k3)  # I6
-    transcript = hash32(transcript + sealed_sntrup)
-    tid, ti, tr, rs = kdf(4, chain, transcript)  # I7
+    try:
+        sealed_x25519 = seal(chain, transcript, secrets.x25519.public())  # I2
+        transcript = hash32(transcript + sealed_x25519)
+        mix(chain, secrets.x25519.shared(server.x25519_pk))  # I3
+        mix(chain, secrets.x25519.shared(ephemeral.x25519_pk))  # I4
+        sealed_sntrup = seal(chain, transcript, secrets.c2)  # I5
+        mix(chain, secrets.k3)  # I6
+        transcript = hash32(transcript + sealed_sntrup)
+        tid, ti, tr, rs = kdf(4, chain, transcript)  # I7
+    finally:
+        erase(chain)
+        erase(secrets.k3)
     datagram = HANDSHAKE + secrets.c0 + sealed_x25519 + sealed_sntrup  # I8
-    return datagram, Session(tid, send_root=ti, recv_root=tr, resume_secret=rs)
+    return datagram, Session(bytes(tid), send_root=ti, recv_root=tr, resume_secret=rs)
 
 
 def respond(datagram: bytes, long_term: ServerSecretKey, ephemerals: Iterable[EphemeralSecretKey]) -> Session:
@@ -123,21 +145,33 @@ def respond(datagram: bytes, long_term: ServerSecretKey, ephemerals: Iterable[Ep
     """
     message = parse(datagram)
     chain, transcript = primitives.skem_dec(message.c0, long_term.mceliece_sk), message.c0  # R1
-    client_x25519 = open_sealed(chain, transcript, message.sealed_x25519)  # R2
-    transcript = hash32(transcript + message.sealed_x25519)
-    chain = _mix(chain, primitives.x25519(long_term.x25519_sk, client_x25519))  # R3
-    for ephemeral in ephemerals:
-        try:
-            mixed = _mix(chain, primitives.x25519(ephemeral.x25519_sk, client_x25519))  # R4
-            c2 = open_sealed(mixed, transcript, message.sealed_sntrup)  # R5
-        except MessageError:
-            continue
-        mixed = _mix(mixed, primitives.ekem_dec(c2, bytes(ephemeral.sntrup_sk)))  # R6
-        transcript = hash32(transcript + message.sealed_sntrup)
-        tid, ti, tr, rs = kdf(4, mixed, transcript)  # R7
-        return Session(tid, send_root=tr, recv_root=ti, resume_secret=rs)  # R8
+    try:
+        client_x25519 = open_sealed(chain, transcript, message.sealed_x25519)  # R2
+        transcript = hash32(transcript + message.sealed_x25519)
+        mix(chain, long_term.x25519.shared(client_x25519))  # R3
+        for ephemeral in ephemerals:
+            session = _finish(message, ephemeral, client_x25519, chain[:], transcript)
+            if session is not None:
+                return session
+    finally:
+        erase(chain)
     raise MessageError("ephemeral_key")
 
 
-def _mix(chain: bytes, secret: bytes) -> bytes:
-    return kdf(1, chain, secret)[0]
+def _finish(
+    message: HandshakeMessage, ephemeral: EphemeralSecretKey, client_x25519: bytes, chain: bytearray, transcript: bytes
+) -> Session | None:
+    """R4 to R8, None if the message was not made for this ephemeral key. Erases ``chain``."""
+    try:
+        mix(chain, ephemeral.x25519.shared(client_x25519))  # R4
+        c2 = open_sealed(chain, transcript, message.sealed_sntrup)  # R5
+        k3 = primitives.ekem_dec(c2, ephemeral.sntrup_sk)  # R6
+        mix(chain, k3)
+        erase(k3)
+        transcript = hash32(transcript + message.sealed_sntrup)
+        tid, ti, tr, rs = kdf(4, chain, transcript)  # R7
+        return Session(bytes(tid), send_root=tr, recv_root=ti, resume_secret=rs)  # R8
+    except MessageError:
+        return None
+    finally:
+        erase(chain)

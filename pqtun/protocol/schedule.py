@@ -20,7 +20,7 @@ from pqtun.protocol.constants import (
 )
 from pqtun.protocol.errors import MessageError
 from pqtun.protocol.limits import EPOCHS_AHEAD, RECEIVE_WINDOW, SKIPPED_BLOCKS
-from pqtun.protocol.primitives import erase, expand
+from pqtun.protocol.primitives import Buffer, erase, expand
 
 _BLOCK_BYTES: Final = KEYS_PER_BLOCK * KEY_BYTES
 _STREAM_BYTES: Final = KEY_BYTES + _BLOCK_BYTES
@@ -36,7 +36,7 @@ def _split_root(root: bytearray) -> tuple[bytearray, bytearray]:
     return halves
 
 
-def _first_split(root: bytes) -> tuple[bytearray, bytearray]:
+def _first_split(root: Buffer) -> tuple[bytearray, bytearray]:
     copy = bytearray(root)
     keys = _split_root(copy)
     erase(copy)
@@ -56,7 +56,7 @@ def _next_block(chain_key: bytearray) -> bytearray:
 class SendSchedule:
     """Hands out each packet key once. Epochs follow the clock: 30 s each, starting when the one before ended."""
 
-    def __init__(self, root: bytes, now: float, epoch: int = 0) -> None:
+    def __init__(self, root: Buffer, now: float, epoch: int = 0) -> None:
         self.epoch = epoch
         self.counter = 0
         self.expires = now + EPOCH_SECONDS
@@ -211,7 +211,7 @@ class Candidate:
 class ReceiveSchedule:
     """Finds the key of an arriving packet. Keeps at most 5 epochs, each for 120 s after it came up."""
 
-    def __init__(self, root: bytes, now: float, epoch: int = 0) -> None:
+    def __init__(self, root: Buffer, now: float, epoch: int = 0) -> None:
         self._next_root, chain_key = _first_split(root)
         self._epochs = {epoch: _ReceiveEpoch(epoch, chain_key, now)}  # oldest first
         self.newest = epoch

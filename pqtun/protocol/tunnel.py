@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from pqtun.protocol.constants import HEADER_BYTES, KEY_BYTES, TID_BYTES, TUNNEL, TUNNEL_OVERHEAD
 from pqtun.protocol.errors import MessageError
-from pqtun.protocol.primitives import ZERO_NONCE
+from pqtun.protocol.primitives import ZERO_NONCE, Buffer
 from pqtun.protocol.schedule import ReceiveSchedule, SendSchedule
 
 _INDEX = Struct(">HI")  # epoch, counter
@@ -18,7 +18,7 @@ _ZERO_KEY = bytes(KEY_BYTES)
 class Tunnel:
     """Both key schedules of one tunnel. ``now`` is in seconds on a clock that counts sleep and never goes back."""
 
-    def __init__(self, tid: bytes, send_root: bytes, recv_root: bytes, now: float, first_epoch: int = 0) -> None:
+    def __init__(self, tid: bytes, send_root: Buffer, recv_root: Buffer, now: float, first_epoch: int = 0) -> None:
         """Raises ValueError if an argument has not 32 bytes."""
         if not len(tid) == len(send_root) == len(recv_root) == KEY_BYTES:
             raise ValueError("tunnel id and roots have 32 bytes")

@@ -36,7 +36,7 @@ class World:
             raise ConnectError("no_answer", f"key server {ports.key_server[0]} does not answer")
         self.sessions += 1
         tid = bytes([self.sessions]) * 32
-        return b"handshake", Session(tid, bytes(32), bytes(32), bytes(32))
+        return b"handshake", Session(tid, bytearray(32), bytearray(32), bytearray(32))
 
     # the engine
     def hold(self, inner):

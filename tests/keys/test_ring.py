@@ -23,7 +23,7 @@ class Clocks:
     def generate(self):
         self.made += 1
         mark = bytes([self.made % 256])
-        return mark * SNTRUP_PK_BYTES, mark * SNTRUP_SK_BYTES, mark * 32, mark * 32
+        return mark * SNTRUP_PK_BYTES, bytearray(mark * SNTRUP_SK_BYTES), mark * 32, bytearray(mark * 32)
 
     def pass_time(self, seconds):
         self.wall += seconds

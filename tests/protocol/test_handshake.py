@@ -32,18 +32,22 @@ def ephemeral_pair():
 @pytest.mark.parametrize("case", KNOWN["handshakes"], ids=lambda c: c["tid"][:8])
 def test_known_answers(case, monkeypatch):
     states = []
-    kdf = primitives.kdf
-    monkeypatch.setattr("pqtun.protocol.handshake.kdf", lambda *args: states.append(kdf(*args)) or states[-1])
+
+    def noted(chain, secret):
+        primitives.mix(chain, secret)
+        states.append(chain.hex())
+
+    monkeypatch.setattr("pqtun.protocol.handshake.mix", noted)
     datagram = field(case, "message")
     ephemeral = EphemeralPublicKey(field(case, "e_sntrup761_r_pk"), field(case, "e_x25519_r_pk"))
     secrets = InitiatorSecrets(
         c0=datagram[2:196],
-        k0=field(case, "k0"),
-        x25519_pk=field(case, "e_x25519_i_pk"),
-        x25519_sk=field(case, "e_x25519_i_sk"),
+        k0=bytearray(field(case, "k0")),
+        x25519=primitives.X25519Secret(field(case, "e_x25519_i_sk")),
         c2=field(case, "c2"),
-        k3=field(case, "k3"),
+        k3=bytearray(field(case, "k3")),
     )
+    assert secrets.x25519.public() == field(case, "e_x25519_i_pk")
     made, client = compose(secrets, public_key(), ephemeral)
     assert made == datagram
     server = respond(
@@ -55,8 +59,8 @@ def test_known_answers(case, monkeypatch):
     assert client.send_root == server.recv_root == field(case, "ti")
     assert client.recv_root == server.send_root == field(case, "tr")
     assert client.resume_secret == server.resume_secret
-    steps = [state[0].hex() for state in states if len(state) == 1]
-    assert steps == 2 * case["cipher_states"]
+    assert states == 2 * case["cipher_states"]
+    assert secrets.k0 == secrets.k3 == bytes(32)
 
 
 def test_the_key_hash_of_the_vectors():
@@ -82,6 +86,14 @@ def test_session_hides_its_secrets():
     for secret in (client.send_root, client.recv_root, client.resume_secret):
         assert repr(secret) not in shown
     assert repr(secret_key().x25519_sk) not in repr(secret_key())
+
+
+def test_an_erased_session_keeps_its_name_only():
+    _, client = initiate(public_key(), ephemeral_pair()[0])
+    tid, roots = client.tid, (client.send_root, client.recv_root, client.resume_secret)
+    client.erase()
+    assert all(root == bytes(32) for root in roots)
+    assert client.tid == tid != bytes(32)
 
 
 def test_a_small_order_key_of_the_server_is_refused():

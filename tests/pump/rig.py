@@ -53,7 +53,8 @@ class FakeClock:
 def session(number: int) -> tuple[Session, Session]:
     """The two ends of a tunnel: ours and the peer's. Another number is another tunnel."""
     tid, up, down, resume = (bytes([kind]) * 30 + number.to_bytes(2, "big") for kind in (1, 2, 3, 4))
-    return Session(tid, up, down, resume), Session(tid, down, up, resume)
+    ours = Session(tid, bytearray(up), bytearray(down), bytearray(resume))
+    return ours, Session(tid, bytearray(down), bytearray(up), bytearray(resume))
 
 
 class Far:
