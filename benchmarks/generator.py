@@ -60,7 +60,9 @@ class Generator:
     def udp(self, address: str, size: int, rate: float, seconds: float, *, addresses: int = 1) -> Trial:
         """Send packets of `size` bytes in all to the addresses in turn; rate 0: all that goes."""
         order = f"udp {address} {addresses} {size} {rate} {seconds}"
-        return Trial(**self._ask(order, seconds + 10))
+        said = self._ask(order, seconds + 10)
+        counts = (int(said[key]) for key in ("sent", "received", "in_time", "reordered"))
+        return Trial(*counts, seconds=said["seconds"])
 
     def tcp(self, address: str, streams: int, seconds: float, *, addresses: int = 1) -> float:
         """Bit/s that arrive by so many connections, spread over the addresses."""

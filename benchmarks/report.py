@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -124,7 +125,50 @@ def table(samples: Samples, names: Sequence[str], *, markdown: bool = False) -> 
     return _lines(rows, markdown)
 
 
-def goals(samples: Samples, *, markdown: bool = False) -> tuple[str, bool]:
+def growth_table(steps: Sequence[Mapping[str, Any]], *, markdown: bool = False) -> str:
+    """A line each number of tunnels."""
+    head = ["tunnels", "handshakes/s", "TCP, all, Mbit/s", "TCP, as many in one", "TCP, one in one"]
+    head += ["1200-byte packets, all, 1000/s", "in one", "idle, % of a core", "server, PSS, MB"]
+    rows = [head]
+    for step in steps:
+        tcp = [_short(statistics.median(step[key]) / 1e6) for key in ("tcp", "tcp_as_many", "tcp_one")]
+        udp = [_short(statistics.median(step[key]) / 1e3) for key in ("udp", "udp_one")]
+        first = [str(step["tunnels"]), _short(step["handshakes_per_second"])]
+        rows.append([*first, *tcp, *udp, f"{step['idle_cpu'] * 100:.2f}", _short(step["server_pss"] / 1e6)])
+    return _lines(rows, markdown)
+
+
+def bytes_per_tunnel(steps: Sequence[Mapping[str, Any]]) -> float | None:
+    """What a tunnel adds to the server's memory, from the first step to the last."""
+    if len(steps) < 2:
+        return None
+    first, last = steps[0], steps[-1]
+    return float(last["server_pss"] - first["server_pss"]) / float(last["tunnels"] - first["tunnels"])
+
+
+def _more_goals(more: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
+    """Title, goal, what was found, and whether it is met, of what only pqtun is asked for."""
+    found = []
+    steps = {step["tunnels"]: step for step in more.get("growth", {}).get("steps", ())}
+    if 10_000 in steps:
+        each = bytes_per_tunnel(list(steps.values())) or 0.0
+        idle = steps[10_000]["idle_cpu"]
+        found.append(("memory of an idle tunnel of 10,000", "<= 4096 bytes", _short(each), each <= 4096))
+        found.append(("10,000 idle tunnels", "< 1 % of a core", f"{idle * 100:.2f}", idle < 0.01))
+    if 1000 in steps:
+        step = steps[1000]
+        ratio = statistics.median(step["tcp"]) / statistics.median(step["tcp_one"])
+        found.append(("TCP of 1,000 active tunnels", ">= 0.8 x one", _short(ratio), ratio >= 0.8))
+    if "handshakes" in more:
+        made = more["handshakes"]
+        rate = statistics.median(path["per_cpu_second"] for path in made["path"])
+        found.append(("handshakes a second on one core", ">= 4000", _short(rate), rate >= 4000))
+        delay = made["flooded"]["p99.9"]
+        found.append(("delay of packets beside handshakes, 99.9 %", "<= 2000 us", _short(delay), delay <= 2000))
+    return found
+
+
+def goals(samples: Samples, more: Mapping[str, Any] | None = None, *, markdown: bool = False) -> tuple[str, bool]:
     """The goals with what was reached, and whether all were."""
     titles = {measure.key: measure.title for measure in MEASURES}
     rows, all_met = [["", "goal", "found", ""]], True
@@ -139,6 +183,9 @@ def goals(samples: Samples, *, markdown: bool = False) -> tuple[str, bool]:
             limit = f"<= {measure.at_most:g} {measure.unit}"
             rows.append([measure.title, limit, _short(value * measure.factor), "met" if met else "MISSED"])
             all_met &= met
+    for title, goal, number, met in _more_goals(more or {}):
+        rows.append([title, goal, number, "met" if met else "MISSED"])
+        all_met &= met
     return (_lines(rows, markdown) if len(rows) > 1 else ""), all_met
 
 

@@ -6,14 +6,19 @@ The order is another one in each repetition, so that a machine that becomes slow
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-from benchmarks import report, tools
+from benchmarks import growth, report, tools
 from benchmarks.contacts import PLAIN_RECORDS, contacts, serve_page
 from benchmarks.contenders import MAKERS, Contender, Pqconnect, Pqtun, Tunnel, device_mtu
 from benchmarks.generator import Generator, lossless_rate
@@ -26,6 +31,7 @@ from tests.net.process import LabError
 
 SOA = "$TTL 60\nexample.net. IN SOA ns.example.net. host.example.net. 1 60 60 60 60\n"
 METRICS = ("tcp", "tcp4", "udp64", "udp1200", "ping", "loaded", "memory", "contact")
+ALONE = ("growth", "handshakes")  # of pqtun alone, after the others
 # PQConnect moves a thousand packets a second: the rest would only say that again.
 FOR_PQCONNECT = ("tcp", "ping", "memory", "contact")
 FOR_NULL = ("tcp", "tcp4", "udp64", "udp1200", "ping")
@@ -70,10 +76,14 @@ class Bench:
                 contacts(self.lab, self.net, name, contender, self.samples)
             self._measure(name, contender.start(), generator)
         except LabError as error:
-            self.failures.append(f"{name}: {error}")
-            print(self.failures[-1], file=sys.stderr)
+            self.fail(f"{name}: {error}")
         finally:
             contender.stop()
+
+    def fail(self, text: str) -> None:
+        """Note what went wrong."""
+        self.failures.append(text)
+        print(text, file=sys.stderr)
 
     def _measure(self, name: str, tunnel: Tunnel, generator: Generator) -> None:
         self.mtu[name] = device_mtu(self.lab, self.net.client, tunnel.address)
@@ -142,7 +152,7 @@ _HOW: Mapping[str, Callable[[Bench, str, Tunnel, Generator], None]] = {
     "ping": Bench.ping,
     "loaded": Bench.loaded,
     "memory": Bench.memory,
-    "contact": lambda bench, name, tunnel, generator: None,  # measured before, with daemons of its own
+    **dict.fromkeys(("contact", *ALONE), lambda bench, name, tunnel, generator: None),  # with daemons of their own
 }
 
 
@@ -155,6 +165,39 @@ def make(bench: Bench, names: Sequence[str]) -> dict[str, Contender]:
         except Unavailable as reason:
             print(f"without {name}: {reason}", file=sys.stderr)
     return made
+
+
+def alone(bench: Bench, generator: Generator, quick: bool) -> dict[str, Any]:
+    """Growth and handshakes, with the native engine if it is there."""
+    found: dict[str, Any] = {}
+    engine = "native" if find_spec("pqtun.pump._native") else "python"
+    if "growth" in bench.metrics:
+        steps = growth.STEPS if engine == "native" else growth.PYTHON_STEPS
+        pace = growth.QUICK if quick else growth.FULL
+        try:
+            grown = growth.growth(bench.lab, bench.net, generator, engine, pace, steps)
+            found["growth"] = {"engine": engine, "steps": [asdict(step) for step in grown]}
+        except LabError as error:
+            bench.fail(f"growth: {error}")
+    if "handshakes" in bench.metrics:
+        try:
+            found["handshakes"] = handshakes(engine, quick)
+        except LabError as error:
+            bench.fail(str(error))
+    return found
+
+
+def handshakes(engine: str, quick: bool) -> dict[str, Any]:
+    """What benchmarks.handshakes finds, in a process of its own: it keeps itself to one core."""
+    argv = [sys.executable, "-m", "benchmarks.handshakes", "--engine", engine, "--json"]
+    argv += ["--count", "1000", "--repetitions", "2", "--seconds", "1"] if quick else []
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=600, check=False, cwd=report.ROOT)
+    if done.returncode:
+        raise LabError(f"handshakes: {done.stderr[-2000:]}")
+    path = Path(done.stdout.split()[-1])
+    said: dict[str, Any] = json.loads(path.read_text())
+    path.unlink()
+    return said
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -170,7 +213,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", type=names(list(MAKERS)), default=list(MAKERS), metavar="NAME,...")
-    parser.add_argument("--metrics", type=names(METRICS), default=list(METRICS), metavar="NAME,...")
+    parser.add_argument("--metrics", type=names(METRICS + ALONE), default=list(METRICS + ALONE), metavar="NAME,...")
     parser.add_argument("--repetitions", type=int, metavar="N", help="5, or 2 with --quick")
     parser.add_argument("--seconds", type=float, help="length of each TCP stream: 3, or 1.5 with --quick")
     parser.add_argument("--quick", action="store_true", help="short measurements, and no file in benchmarks/results")
@@ -200,15 +243,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for name in order:
                     print(f"{time.monotonic() - began:4.0f} s  {repetition + 1}/{repetitions}  {name}", file=sys.stderr)
                     bench.repetition(name, contenders[name], generator)
+            more = alone(bench, generator, options.quick)
     samples = bench.samples
-    print(report.table(samples, [name for name in contenders if name in samples.names()]))
-    print("medians, in parentheses the quartiles (extremes of fewer than four samples)")
-    text, met = report.goals(samples)
+    if samples.names():
+        print(report.table(samples, [name for name in contenders if name in samples.names()]))
+        print("medians, in parentheses the quartiles (extremes of fewer than four samples)")
+    if "growth" in more:
+        print(f"\n{report.growth_table(more['growth']['steps'])}")
+    text, met = report.goals(samples, more)
     if text:
         print(f"\n{text}\nratios of the medians, in parentheses the spread of the ratios of the repetitions")
     if not (options.quick or options.no_json):
         setting = {"repetitions": repetitions, "pace": asdict(pace), "mtu": bench.mtu, "failures": bench.failures}
-        print(f"all samples: {report.write_json('bench', {'setting': setting, 'contenders': samples.summary()})}")
+        path = report.write_json("bench", {"setting": setting, "contenders": samples.summary(), **more})
+        print(f"all samples: {path}")
     return 1 if options.check and not met else 0
 
 

@@ -27,7 +27,7 @@ class Samples:
 
     def of(self, name: str, key: str) -> list[float]:
         """All numbers, none if it was not measured."""
-        return list(self._values.get(name, {}).get(key, ()))
+        return list(self._values[name][key]) if name in self._values else []
 
     def median(self, name: str, key: str) -> float | None:
         """The median, None without samples."""
