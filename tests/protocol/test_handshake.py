@@ -132,5 +132,17 @@ def test_replay_memory():
     memory.remember(b"b", 1.0)
     with pytest.raises(MessageError, match="replay_memory_full"):
         memory.check(b"c", 2.0)
-    memory.check(b"a", 120.0)
-    assert len(memory) == 1
+    with pytest.raises(MessageError, match="replay"):
+        memory.check(b"b", 120.9)
+    memory.check(b"a", 130.0)
+    assert len(memory) == 0
+
+
+@pytest.mark.parametrize("second", range(0, 100, 7))
+def test_what_is_remembered_later_is_forgotten_later(second):
+    memory = ReplayMemory()
+    for other in range(0, 100, 7):
+        memory.remember(bytes([other]), float(other))
+    with pytest.raises(MessageError, match="replay"):
+        memory.check(bytes([second]), second + 119.9)
+    memory.check(bytes([second]), second + 130.0)
