@@ -17,8 +17,13 @@ class EventQueue:
     datagrams displaces neither a peer's events nor our own. The rest is bounded by the tables that it comes from.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, datagram_seconds: float = 0.0) -> None:
+        """``datagram_seconds``: in one turn datagrams are delivered for so long, one at least; the rest waits.
+
+        Where packets move on the event loop too, they pass between two handshakes if that is 0.
+        """
         self._loop = loop
+        self._datagram_seconds = datagram_seconds
         self._listener: Listener | None = None
         self._queue: deque[Event] = deque()
         self._datagrams = 0
@@ -57,6 +62,7 @@ class EventQueue:
 
     def _deliver(self) -> None:
         self._scheduled = False
+        end = self._loop.time() + self._datagram_seconds
         for _ in range(len(self._queue)):
             if self._listener is None:  # closed by the listener
                 return
@@ -71,6 +77,6 @@ class EventQueue:
                 self.listener_errors += 1
                 if self.listener_errors == 1:  # once: the cause may be in what the network sends
                     log.exception("a listener failed; further failures are only counted")
-            if isinstance(event, Datagram):
-                break  # a handshake takes milliseconds: let packets through between two of them
+            if isinstance(event, Datagram) and self._loop.time() >= end:
+                break
         self._schedule()

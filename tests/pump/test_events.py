@@ -70,6 +70,27 @@ def test_one_datagram_a_turn() -> None:
     asyncio.run(scene())
 
 
+def test_several_datagrams_a_turn_for_a_time() -> None:
+    async def scene() -> None:
+        loop = asyncio.get_running_loop()
+        queue, got = EventQueue(loop, datagram_seconds=0.01), list[Event]()
+
+        def listen(event: Event) -> None:
+            got.append(event)
+            while len(got) == 4 and loop.time() < begin + 0.02:
+                pass
+
+        queue.start(listen)
+        for _ in range(7):
+            queue.put(DATAGRAM)
+        begin = loop.time()
+        await asyncio.sleep(0)
+        assert 1 <= len(got) <= 4  # 4 unless the machine was busy
+        await heard(got, 7)
+
+    asyncio.run(scene())
+
+
 def test_nothing_after_close_not_even_from_the_listener() -> None:
     async def scene() -> None:
         queue, got = EventQueue(asyncio.get_running_loop()), list[Event]()
