@@ -3,16 +3,52 @@
 import asyncio
 import ctypes
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Coroutine, Iterator
+from importlib.util import find_spec
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
 
+from pqtun.pump.engine import Engine
 from pqtun.pump.python import PythonEngine
-from tests.pump.rig import EngineFactory, Rig, rig
+from tests.pump.rig import EngineFactory, FakeClock, Rig, rig
+
+
+def native_engine(
+    tun_fd: int,
+    udp: socket.socket,
+    *,
+    own: IPv4Address,
+    subnet: IPv4Network,
+    deliver_to: IPv4Address | None,
+    clock: FakeClock,
+    loop: asyncio.AbstractEventLoop,
+) -> Engine:
+    """The native engine on a pair of sockets, which know no virtio headers."""
+    from pqtun.pump import _native
+    from pqtun.pump.native import NativeEngine
+
+    manual = _native.ManualClock(clock.now)
+    clock.watchers.append(manual.set)
+    return NativeEngine(
+        [tun_fd],
+        [udp],
+        own=own,
+        subnet=subnet,
+        deliver_to=deliver_to,
+        virtio=False,
+        offload=["udp-gso", "udp-gro"],
+        loop=loop,
+        clock=manual,
+    )
+
 
 ENGINES: dict[str, EngineFactory] = {"python": PythonEngine}
+if find_spec("pqtun.pump._native"):  # where cargo is missing there is only the other one
+    ENGINES["native"] = native_engine
 
 CLONE_NEWNET = 0x40000000
 

@@ -24,6 +24,27 @@ FAR_OWN, FAR_US = "10.42.0.1", "10.42.0.9"
 TIMEOUT = 10.0
 
 
+class FakeClock:
+    """Time passes only when the test says so."""
+
+    def __init__(self) -> None:
+        self._now = 1000.0
+        self.watchers: list[Callable[[float], None]] = []  # clocks that are to show the same
+
+    def __call__(self) -> float:
+        return self._now
+
+    @property
+    def now(self) -> float:
+        return self._now
+
+    @now.setter
+    def now(self, now: float) -> None:
+        self._now = now
+        for watcher in self.watchers:
+            watcher(now)
+
+
 class EngineFactory(Protocol):
     """Makes the engine under test."""
 
@@ -35,19 +56,9 @@ class EngineFactory(Protocol):
         own: IPv4Address,
         subnet: IPv4Network,
         deliver_to: IPv4Address | None,
-        clock: Callable[[], float],
+        clock: FakeClock,
         loop: asyncio.AbstractEventLoop,
     ) -> Engine: ...
-
-
-class FakeClock:
-    """Time passes only when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def session(number: int) -> tuple[Session, Session]:

@@ -93,8 +93,8 @@ def test_packets_of_programs_that_go_nowhere(play: Play) -> None:
             (to_far(b"x", "224.0.0.251"), "tun_destination"),
             (to_far(b"x", "192.0.2.1"), "tun_destination"),
         ):
-            rig.write(packet)
             before = rig.drops().get(reason, 0)
+            rig.write(packet)
             await rig.until(lambda reason=reason, before=before: rig.drops().get(reason, 0) > before, reason)  # type: ignore[misc]
         await rig.settle()
         assert far.quiet()

@@ -1,0 +1,26 @@
+//! Seconds on a clock that counts sleep and never goes back.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+use rustix::time::{clock_gettime, ClockId};
+
+#[derive(Clone)]
+pub enum Clock {
+    /// CLOCK_BOOTTIME (clock_gettime(2)).
+    Boottime,
+    /// For tests: the bits of what somebody has set.
+    Manual(Arc<AtomicU64>),
+}
+
+impl Clock {
+    pub fn now(&self) -> f64 {
+        match self {
+            Clock::Boottime => {
+                let time = clock_gettime(ClockId::Boottime);
+                time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+            }
+            Clock::Manual(bits) => f64::from_bits(bits.load(Ordering::Acquire)),
+        }
+    }
+}

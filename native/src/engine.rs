@@ -1,0 +1,329 @@
+//! The engine: all lanes, and what the control plane asks of them.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::fs::File;
+use std::io;
+use std::net::{SocketAddrV4, UdpSocket};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crate::clock::Clock;
+use crate::drops::Drops;
+use crate::events::{Event, Events};
+use crate::lane::Lane;
+use crate::offload::{Offload, State, Wanted};
+use crate::packet::icmp::host_unreachable;
+use crate::packet::inner::{Inbound, Outbound};
+use crate::schedule::Key;
+use crate::sender::Plaintext;
+use crate::shared::Shared;
+use crate::tunnel::{Tid, Tunnel, TunnelStats};
+use crate::worker::{self, Stop, SLOTS};
+
+/// Where this host stands.
+pub struct Place {
+    pub own: [u8; 4],
+    pub network: u32,
+    pub mask: u32,
+    pub deliver_to: Option<[u8; 4]>,
+}
+
+/// A tunnel's deadline as bits: for positive numbers they compare as the numbers do.
+type Deadline = Reverse<(u64, Tid)>;
+
+/// What only the control plane's thread uses.
+struct Control {
+    lane: Lane,
+    deadlines: BinaryHeap<Deadline>,
+}
+
+pub struct Engine {
+    shared: Arc<Shared>,
+    queues: Vec<(Arc<File>, Arc<UdpSocket>)>,
+    stop: Arc<Stop>,
+    workers: Vec<JoinHandle<()>>,
+    /// None when closed.
+    control: Option<Control>,
+}
+
+/// A snapshot of what belongs to no tunnel.
+pub struct Stats {
+    pub drops: Drops,
+    pub held_addresses: usize,
+    pub held_packets: usize,
+    pub held_bytes: usize,
+    pub early_packets: usize,
+}
+
+/// Why a tunnel was not added.
+#[derive(Debug)]
+pub enum AddError {
+    NotAPeer,
+    Exists,
+    Closed,
+    System(io::Error),
+}
+
+impl Engine {
+    /// Takes over one TUN queue and one socket for each worker. `virtio`: the queues speak virtio_net_hdr.
+    pub fn new(
+        tuns: Vec<OwnedFd>,
+        sockets: Vec<OwnedFd>,
+        place: &Place,
+        virtio: bool,
+        wanted: Wanted,
+        clock: Clock,
+    ) -> io::Result<Self> {
+        let tuns: Vec<File> = tuns.into_iter().map(File::from).collect();
+        let sockets: Vec<UdpSocket> = sockets.into_iter().map(UdpSocket::from).collect();
+        if tuns.is_empty() || tuns.len() != sockets.len() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a worker needs one TUN queue and one socket",
+            ));
+        }
+        for tun in &tuns {
+            rustix::io::ioctl_fionbio(tun, true)?;
+        }
+        let offload = Offload::new(wanted);
+        offload.probe(&tuns, &sockets, virtio);
+        let shared = Arc::new(Shared::new(
+            Events::new()?,
+            Outbound::new(place.own, place.network, place.mask, place.deliver_to),
+            place.deliver_to.unwrap_or(place.own),
+            clock,
+            virtio,
+            offload,
+        ));
+        let queues: Vec<_> = tuns
+            .into_iter()
+            .zip(sockets)
+            .map(|(tun, socket)| (Arc::new(tun), Arc::new(socket)))
+            .collect();
+        let (tun, socket) = &queues[0];
+        let lane = Lane::new(Arc::clone(&shared), Arc::clone(tun), Arc::clone(socket), 1, false)?;
+        Ok(Engine {
+            shared,
+            queues,
+            stop: Arc::new(Stop::new()?),
+            workers: Vec::new(),
+            control: Some(Control {
+                lane,
+                deadlines: BinaryHeap::new(),
+            }),
+        })
+    }
+
+    /// Begins to move packets.
+    pub fn start(&mut self) -> io::Result<()> {
+        for (number, (tun, socket)) in self.queues.iter().enumerate() {
+            let lane = Lane::new(
+                Arc::clone(&self.shared),
+                Arc::clone(tun),
+                Arc::clone(socket),
+                SLOTS,
+                true,
+            )?;
+            let stop = Arc::clone(&self.stop);
+            self.workers
+                .push(worker::spawn(number, lane, Arc::clone(tun), Arc::clone(socket), stop)?);
+        }
+        Ok(())
+    }
+
+    /// Readable while there are events.
+    pub fn ready(&self) -> BorrowedFd<'_> {
+        self.shared.events.ready()
+    }
+
+    pub fn events(&self) -> impl Iterator<Item = Event> {
+        self.shared.events.take().into_iter()
+    }
+
+    pub fn offload(&self) -> [(&'static str, State); 5] {
+        let offload = &self.shared.offload;
+        [
+            ("tun-tso", offload.tun_tso.state()),
+            ("tun-uso", offload.tun_uso.state()),
+            ("tun-gro", offload.tun_gro.state()),
+            ("udp-gso", offload.udp_gso.state()),
+            ("udp-gro", offload.udp_gro.state()),
+        ]
+    }
+
+    /// Takes a tunnel into use; then what came early is opened, `first` is sent, and what was held, in this order.
+    pub fn add_tunnel(
+        &mut self,
+        tid: Tid,
+        roots: (&Key, &Key),
+        inner: [u8; 4],
+        endpoint: SocketAddrV4,
+        first: Option<&[u8]>,
+    ) -> Result<(), AddError> {
+        if !self.shared.outbound.is_peer(inner) {
+            return Err(AddError::NotAPeer);
+        }
+        if self.shared.table.contains(&tid) {
+            return Err(AddError::Exists);
+        }
+        let Some(Control { lane, deadlines }) = &mut self.control else {
+            return Err(AddError::Closed);
+        };
+        let now = self.shared.clock.now();
+        let inbound = Inbound::new(inner, self.shared.host);
+        let tunnel = Tunnel::new(tid, roots, inner, inbound, endpoint, now).map_err(AddError::System)?;
+        let tunnel = Arc::new(tunnel);
+        deadlines.push(Reverse((tunnel.deadline().to_bits(), tid)));
+        // Workers that have a packet for this tunnel wait here until it is complete.
+        let mut waiting = self.shared.waiting();
+        self.shared.table.insert(&tunnel);
+        for (datagram, source) in waiting.early.take(&tid) {
+            lane.receiver.receive_early(&datagram, source, now);
+        }
+        if let Some(first) = first {
+            lane.sender.seal(&tunnel, Plaintext::Raw(first), now);
+        }
+        for packet in waiting.held.take(inner) {
+            lane.sender.seal(&tunnel, Plaintext::Packet(&packet), now);
+        }
+        lane.sender.flush(now);
+        self.shared.table.set_route(&tunnel);
+        drop(waiting);
+        lane.settle();
+        Ok(())
+    }
+
+    /// Erases and forgets a tunnel.
+    pub fn remove_tunnel(&mut self, tid: &Tid) {
+        if let Some(tunnel) = self.shared.table.remove(tid) {
+            tunnel.erase();
+            self.shared.drops().merge(&tunnel.drops());
+        }
+    }
+
+    pub fn hold(&mut self, inner: [u8; 4]) {
+        let mut waiting = self.shared.waiting();
+        if self.shared.table.route(inner).is_none() && !waiting.held.hold(inner) {
+            self.shared.drops().count("held_addresses_full");
+        }
+    }
+
+    pub fn drop_held(&mut self, inner: [u8; 4], unreachable: bool) {
+        let packets = self.shared.waiting().held.take(inner);
+        let mut drops = self.shared.drops();
+        for packet in &packets {
+            drops.count("held_dropped");
+            if !unreachable {
+                continue;
+            }
+            if let (Some(answer), Some(control)) = (host_unreachable(packet), &mut self.control) {
+                if let Err(error) = control.lane.receiver.write_packet(answer.as_bytes()) {
+                    drops.count_error("tun_write", &error);
+                }
+            }
+        }
+    }
+
+    pub fn send_datagram(&mut self, data: &[u8], to: SocketAddrV4) {
+        match &mut self.control {
+            Some(Control { lane, .. }) => {
+                let now = self.shared.clock.now();
+                lane.sender.datagram(data, to, now);
+                lane.sender.flush(now);
+                lane.settle();
+            }
+            None => self.shared.drops().count("closed"),
+        }
+    }
+
+    pub fn send_inner(&mut self, tid: &Tid, packet: &[u8]) {
+        let (Some(tunnel), Some(Control { lane, .. })) = (self.shared.table.tunnel(tid), &mut self.control) else {
+            self.shared.drops().count("send_unknown_tunnel");
+            return;
+        };
+        let now = self.shared.clock.now();
+        lane.sender.seal(&tunnel, Plaintext::Raw(packet), now);
+        lane.sender.flush(now);
+        lane.settle();
+    }
+
+    /// Does all that is due; returns in how many seconds there is something to do next.
+    pub fn expire(&mut self) -> f64 {
+        let now = self.shared.clock.now();
+        let mut waiting = self.shared.waiting();
+        let late = waiting.early.expire(now);
+        let waited = waiting.held.expire(now);
+        let mut next = waiting.early.next_deadline().min(waiting.held.next_deadline());
+        drop(waiting);
+        for (reason, count) in [("unknown_tunnel", late), ("held_timeout", waited)] {
+            if count > 0 {
+                self.shared.drops().add((reason, 0), count);
+            }
+        }
+        let Some(Control { deadlines, .. }) = &mut self.control else {
+            return f64::INFINITY;
+        };
+        let mut dead = Vec::new();
+        while let Some(&Reverse((deadline, tid))) = deadlines.peek() {
+            if f64::from_bits(deadline) > now {
+                next = next.min(f64::from_bits(deadline));
+                break;
+            }
+            deadlines.pop();
+            let Some(tunnel) = self.shared.table.tunnel(&tid) else {
+                continue;
+            };
+            if tunnel.expire(now) {
+                dead.push(tid);
+            } else {
+                deadlines.push(Reverse((tunnel.deadline().to_bits(), tid)));
+            }
+        }
+        for tid in dead {
+            self.remove_tunnel(&tid);
+            let _ = self.shared.events.put(Event::Dead(tid)); // bounded by the tunnels
+        }
+        next - now
+    }
+
+    pub fn tunnels(&self) -> Vec<TunnelStats> {
+        self.shared.table.all().iter().map(|tunnel| tunnel.stats()).collect()
+    }
+
+    pub fn stats(&self) -> Stats {
+        let waiting = self.shared.waiting();
+        let mut drops = Drops::new();
+        drops.merge(&self.shared.drops());
+        Stats {
+            drops,
+            held_addresses: waiting.held.addresses(),
+            held_packets: waiting.held.packets,
+            held_bytes: waiting.held.bytes,
+            early_packets: waiting.early.packets(),
+        }
+    }
+
+    /// Stops the workers, erases all keys and closes all descriptors. May be called twice.
+    pub fn close(&mut self) {
+        self.stop.say();
+        for worker in self.workers.drain(..) {
+            let _ = worker.join(); // a panic of it was counted where it happened
+        }
+        self.control = None;
+        self.queues.clear();
+        for tunnel in self.shared.table.all() {
+            self.remove_tunnel(&tunnel.tid);
+        }
+        let mut waiting = self.shared.waiting();
+        waiting.held.clear();
+        waiting.early.clear();
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

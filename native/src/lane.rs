@@ -1,0 +1,154 @@
+//! One thread's way for packets: a TUN queue and a socket, and what it needs to seal and open.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::UdpSocket;
+use std::sync::Arc;
+
+use crate::crypto::scrub_stack;
+use crate::events::Event;
+use crate::packet::segment::{finish_checksum, Plan, VnetHeader, VNET_HEADER_BYTES};
+use crate::receiver::Receiver;
+use crate::sender::{Plaintext, Sender};
+use crate::shared::Shared;
+
+/// An IP packet has at most 65535 bytes.
+const PACKET: usize = VNET_HEADER_BYTES + 65535;
+/// TUN reads before the other side gets its turn: enough to fill trains with small packets.
+const READS: usize = 64;
+
+pub struct Lane {
+    pub shared: Arc<Shared>,
+    pub sender: Sender,
+    pub receiver: Receiver,
+    tun: Arc<File>,
+    buffer: Vec<u8>,
+}
+
+/// What came of reading the TUN device.
+#[derive(Debug, PartialEq)]
+pub enum Outcome {
+    Something,
+    Nothing,
+    /// The device is gone for good.
+    Gone(String),
+}
+
+impl Lane {
+    pub fn new(
+        shared: Arc<Shared>,
+        tun: Arc<File>,
+        socket: Arc<UdpSocket>,
+        slots: usize,
+        patient: bool,
+    ) -> io::Result<Self> {
+        Ok(Lane {
+            sender: Sender::new(Arc::clone(&shared), Arc::clone(&socket), patient)?,
+            receiver: Receiver::new(Arc::clone(&shared), socket, Arc::clone(&tun), slots)?,
+            shared,
+            tun,
+            buffer: vec![0; PACKET],
+        })
+    }
+
+    /// Reads packets of programs, and sends them.
+    pub fn from_tun(&mut self, now: f64) -> Outcome {
+        let mut outcome = Outcome::Nothing;
+        for _ in 0..READS {
+            match (&*self.tun).read(&mut self.buffer) {
+                Ok(0) => {
+                    outcome = Outcome::Gone("end of file".into());
+                    break;
+                }
+                Ok(length) => {
+                    outcome = Outcome::Something;
+                    if let Err(reason) = self.packet(length, now) {
+                        self.sender.drops.count(reason);
+                    }
+                }
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN) => break,
+                    Some(libc::EINTR) => {}
+                    Some(libc::ENOBUFS | libc::ENOMEM) => {
+                        self.sender.drops.count_error("tun_read", &error);
+                        outcome = Outcome::Something;
+                        break;
+                    }
+                    _ => {
+                        outcome = Outcome::Gone(error.to_string());
+                        break;
+                    }
+                },
+            }
+        }
+        self.sender.flush(now);
+        outcome
+    }
+
+    /// Ends a turn: no key is left behind, and counters are handed in.
+    pub fn settle(&mut self) {
+        self.sender.wipe();
+        self.receiver.wipe();
+        scrub_stack();
+        for drops in [&mut self.sender.drops, &mut self.receiver.drops] {
+            if !drops.is_empty() {
+                self.shared.drops().merge(drops);
+                drops.clear();
+            }
+        }
+    }
+
+    fn packet(&mut self, length: usize, now: f64) -> Result<(), &'static str> {
+        let head = if self.shared.virtio { VNET_HEADER_BYTES } else { 0 };
+        let (head, packet) = self.buffer[..length].split_at_mut_checked(head).ok_or("tun_not_ipv4")?;
+        let inner = self.shared.outbound.destination(packet)?;
+        let mut plan = None;
+        if let Some(header) = VnetHeader::parse(head) {
+            if header.is_gso() {
+                plan = Some(Plan::new(&header, packet)?);
+            } else {
+                finish_checksum(&header, packet)?;
+            }
+        }
+        let text = match &plan {
+            Some(plan) => Plaintext::Cut(plan, packet),
+            None => Plaintext::Packet(packet),
+        };
+        if let Some(tunnel) = self.shared.table.route(inner) {
+            self.sender.seal(&tunnel, text, now);
+            return Ok(());
+        }
+        let mut waiting = self.shared.waiting();
+        // Whoever adds a tunnel holds the lock meanwhile: no packet overtakes those that were held.
+        if let Some(tunnel) = self.shared.table.route(inner) {
+            drop(waiting);
+            self.sender.seal(&tunnel, text, now);
+            return Ok(());
+        }
+        let is_new = !waiting.held.holds(inner);
+        if !waiting.held.hold(inner) {
+            return Err("held_addresses_full");
+        }
+        let (count, longest) = plan
+            .as_ref()
+            .map_or((1, packet.len()), |plan| (plan.count(), plan.longest()));
+        let mut segment = vec![0; longest];
+        for number in 0..count {
+            let length = match &plan {
+                Some(plan) => plan.write(number, packet, &mut segment),
+                None => {
+                    segment.copy_from_slice(packet);
+                    packet.len()
+                }
+            };
+            if !waiting.held.add(inner, &segment[..length], now) {
+                self.sender.drops.count("held_full");
+            }
+        }
+        drop(waiting);
+        if is_new {
+            self.shared.report(Event::Wanted(inner), &mut self.sender.drops);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,21 @@
+//! Bounds of our own choosing; the reasons are in pqtun/protocol/limits.py and pqtun/pump/limits.py, and a test holds
+//! both lists together.
+
+pub const RECEIVE_WINDOW: u64 = 4096;
+pub const SKIPPED_BLOCKS: usize = RECEIVE_WINDOW as usize / 18 + 2;
+pub const EPOCHS_AHEAD: usize = 4;
+
+pub const HELD_PACKETS_PER_PEER: usize = 256;
+pub const HELD_SECONDS: f64 = 30.0;
+pub const HELD_ADDRESSES: usize = 1024;
+pub const HELD_PACKETS: usize = 4096;
+pub const HELD_BYTES: usize = 8 << 20;
+
+pub const EARLY_PACKETS: usize = 256;
+pub const EARLY_PACKETS_PER_TUNNEL: usize = 64;
+pub const EARLY_BYTES: usize = 256 << 10;
+pub const EARLY_SECONDS: f64 = 1.0;
+
+pub const QUEUED_DATAGRAMS: usize = 256;
+pub const QUEUED_PEER_EVENTS: usize = 1024;
+pub const DATAGRAM_BYTES: usize = 2048;

@@ -1,0 +1,277 @@
+//! The Python module `pqtun.pump._native`; pqtun/pump/native.py is what others use.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList};
+use zeroize::Zeroize;
+
+use crate::clock::Clock;
+use crate::drops::Drops;
+use crate::engine::{AddError, Engine, Place};
+use crate::events::Event;
+use crate::limits;
+use crate::offload::{State, Wanted};
+use crate::schedule::Key;
+use crate::secret;
+use crate::sys;
+
+type Endpoint = (IpAddr, u16);
+/// A reason, an error number or 0, how often.
+type Dropped = Vec<(&'static str, i32, u64)>;
+
+/// A clock that stands still until it is set (seconds), for tests.
+#[pyclass(frozen, module = "pqtun.pump._native")]
+struct ManualClock(Arc<AtomicU64>);
+
+#[pymethods]
+impl ManualClock {
+    #[new]
+    fn new(now: f64) -> Self {
+        ManualClock(Arc::new(AtomicU64::new(now.to_bits())))
+    }
+
+    fn set(&self, now: f64) {
+        self.0.store(now.to_bits(), Ordering::Release);
+    }
+}
+
+/// The engine. All calls on one thread.
+#[pyclass(module = "pqtun.pump._native")]
+struct Core {
+    engine: Engine,
+}
+
+#[pymethods]
+impl Core {
+    /// Takes over the descriptors. `offload`: the names that may be used. Raises OSError, ValueError.
+    #[new]
+    #[pyo3(signature = (tuns, sockets, *, own, network, mask, deliver_to, virtio, offload, clock=None))]
+    #[allow(clippy::too_many_arguments)] // keywords in Python
+    fn new(
+        tuns: Vec<RawFd>,
+        sockets: Vec<RawFd>,
+        own: [u8; 4],
+        network: u32,
+        mask: u32,
+        deliver_to: Option<[u8; 4]>,
+        virtio: bool,
+        offload: Vec<String>,
+        clock: Option<&Bound<'_, ManualClock>>,
+    ) -> PyResult<Self> {
+        let own_all = |fds: Vec<RawFd>| fds.into_iter().map(sys::own_fd).collect::<Result<Vec<_>, _>>();
+        let wants = |name: &str| offload.iter().any(|wanted| wanted == name);
+        let engine = Engine::new(
+            own_all(tuns)?,
+            own_all(sockets)?,
+            &Place {
+                own,
+                network,
+                mask,
+                deliver_to,
+            },
+            virtio,
+            Wanted {
+                tun_tso: wants("tun-tso"),
+                tun_uso: wants("tun-uso"),
+                tun_gro: wants("tun-gro"),
+                udp_gso: wants("udp-gso"),
+                udp_gro: wants("udp-gro"),
+            },
+            clock.map_or(Clock::Boottime, |clock| Clock::Manual(Arc::clone(&clock.get().0))),
+        )?;
+        Ok(Core { engine })
+    }
+
+    /// Begins to move packets. Raises OSError.
+    fn start(&mut self) -> PyResult<()> {
+        Ok(self.engine.start()?)
+    }
+
+    /// A descriptor that is readable while there are events.
+    fn fileno(&self) -> RawFd {
+        self.engine.ready().as_raw_fd()
+    }
+
+    /// Takes all events: tuples that begin with the name of the event.
+    fn events<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let list = PyList::empty(py);
+        for event in self.engine.events() {
+            let bytes = |data: &[u8]| PyBytes::new(py, data);
+            let endpoint = |address: SocketAddrV4| (address.ip().to_string(), address.port());
+            match event {
+                Event::Datagram(data, source) => list.append(("Datagram", bytes(&data), endpoint(source)))?,
+                Event::Wanted(inner) => list.append(("Wanted", bytes(&inner)))?,
+                Event::Alive(tid) => list.append(("Alive", bytes(&tid)))?,
+                Event::Roamed(tid, source) => list.append(("Roamed", bytes(&tid), endpoint(source)))?,
+                Event::Dead(tid) => list.append(("Dead", bytes(&tid)))?,
+                Event::Control(tid, packet) => list.append(("Control", bytes(&tid), bytes(&packet)))?,
+                Event::Cookie(tid, cookie) => list.append(("Cookie", bytes(&tid), bytes(&cookie)))?,
+                Event::Failed(reason) => list.append(("Failed", reason))?,
+            }
+        }
+        Ok(list)
+    }
+
+    /// Raises ValueError (tid in use, not a peer's address, closed) and OSError.
+    #[pyo3(signature = (tid, send_root, receive_root, inner, endpoint, first))]
+    fn add_tunnel(
+        &mut self,
+        tid: Key,
+        send_root: &Bound<'_, PyAny>,
+        receive_root: &Bound<'_, PyAny>,
+        inner: [u8; 4],
+        endpoint: Endpoint,
+        first: Option<&[u8]>,
+    ) -> PyResult<()> {
+        let mut roots: (Key, Key) = (send_root.extract()?, receive_root.extract()?);
+        let result = self
+            .engine
+            .add_tunnel(tid, (&roots.0, &roots.1), inner, address(endpoint)?, first);
+        roots.0.zeroize();
+        roots.1.zeroize();
+        result.map_err(|error| match error {
+            AddError::NotAPeer => PyValueError::new_err(format!("{} cannot stand for a peer", Ipv4Addr::from(inner))),
+            AddError::Exists => PyValueError::new_err("this tunnel exists already"),
+            AddError::Closed => PyValueError::new_err("the engine is closed"),
+            AddError::System(error) => PyErr::from(error),
+        })
+    }
+
+    fn remove_tunnel(&mut self, tid: Key) {
+        self.engine.remove_tunnel(&tid);
+    }
+
+    fn hold(&mut self, inner: [u8; 4]) {
+        self.engine.hold(inner);
+    }
+
+    fn drop_held(&mut self, inner: [u8; 4], unreachable: bool) {
+        self.engine.drop_held(inner, unreachable);
+    }
+
+    fn send_datagram(&mut self, data: &[u8], endpoint: Endpoint) -> PyResult<()> {
+        self.engine.send_datagram(data, address(endpoint)?);
+        Ok(())
+    }
+
+    fn send_inner(&mut self, tid: Key, packet: &[u8]) {
+        self.engine.send_inner(&tid, packet);
+    }
+
+    /// Does what is due; returns in how many seconds there is something to do next, or infinite.
+    fn expire(&mut self) -> f64 {
+        self.engine.expire()
+    }
+
+    /// What belongs to no tunnel: drops, held addresses, packets, bytes, early packets.
+    fn stats(&self) -> (Dropped, usize, usize, usize, usize) {
+        let stats = self.engine.stats();
+        (
+            dropped(&stats.drops),
+            stats.held_addresses,
+            stats.held_packets,
+            stats.held_bytes,
+            stats.early_packets,
+        )
+    }
+
+    /// One dictionary for each tunnel.
+    fn tunnels<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let list = PyList::empty(py);
+        for tunnel in self.engine.tunnels() {
+            let item = PyDict::new(py);
+            item.set_item("tid", PyBytes::new(py, &tunnel.tid))?;
+            item.set_item("inner", PyBytes::new(py, &tunnel.inner))?;
+            item.set_item("endpoint", (tunnel.endpoint.ip().to_string(), tunnel.endpoint.port()))?;
+            item.set_item("send_epoch", tunnel.send_epoch)?;
+            item.set_item("recv_epoch", tunnel.recv_epoch)?;
+            item.set_item("created", tunnel.created)?;
+            item.set_item("last_sent", tunnel.last_sent)?;
+            item.set_item("last_received", tunnel.last_received)?;
+            item.set_item("packets_sent", tunnel.packets_sent)?;
+            item.set_item("packets_received", tunnel.packets_received)?;
+            item.set_item("bytes_sent", tunnel.bytes_sent)?;
+            item.set_item("bytes_received", tunnel.bytes_received)?;
+            item.set_item("drops", dropped(&tunnel.drops))?;
+            list.append(item)?;
+        }
+        Ok(list)
+    }
+
+    /// The state of each offload: on, off (by the settings), unsupported or failed.
+    fn offload(&self) -> Vec<(&'static str, &'static str)> {
+        let text = |state| match state {
+            State::Off => "off",
+            State::On => "on",
+            State::Unsupported => "unsupported",
+            State::Failed => "failed",
+        };
+        self.engine
+            .offload()
+            .into_iter()
+            .map(|(name, state)| (name, text(state)))
+            .collect()
+    }
+
+    /// Stops the threads, erases all keys and closes all descriptors.
+    fn close(&mut self, py: Python<'_>) {
+        py.detach(|| self.engine.close());
+    }
+}
+
+fn address((ip, port): Endpoint) -> PyResult<SocketAddrV4> {
+    match ip {
+        IpAddr::V4(ip) => Ok(SocketAddrV4::new(ip, port)),
+        IpAddr::V6(_) => Err(PyValueError::new_err("the outer address is IPv4")),
+    }
+}
+
+fn dropped(drops: &Drops) -> Dropped {
+    drops
+        .iter()
+        .map(|((reason, errno), count)| (*reason, *errno, *count))
+        .collect()
+}
+
+/// Key memory in bytes: locked, and not locked because the limit of this process does not allow it.
+#[pyfunction]
+fn key_memory() -> (usize, usize) {
+    secret::memory()
+}
+
+/// The bounds that this engine has in common with the other one, by name.
+#[pyfunction]
+fn bounds() -> Vec<(&'static str, f64)> {
+    vec![
+        ("RECEIVE_WINDOW", limits::RECEIVE_WINDOW as f64),
+        ("SKIPPED_BLOCKS", limits::SKIPPED_BLOCKS as f64),
+        ("EPOCHS_AHEAD", limits::EPOCHS_AHEAD as f64),
+        ("HELD_PACKETS_PER_PEER", limits::HELD_PACKETS_PER_PEER as f64),
+        ("HELD_SECONDS", limits::HELD_SECONDS),
+        ("HELD_ADDRESSES", limits::HELD_ADDRESSES as f64),
+        ("HELD_PACKETS", limits::HELD_PACKETS as f64),
+        ("HELD_BYTES", limits::HELD_BYTES as f64),
+        ("EARLY_PACKETS", limits::EARLY_PACKETS as f64),
+        ("EARLY_PACKETS_PER_TUNNEL", limits::EARLY_PACKETS_PER_TUNNEL as f64),
+        ("EARLY_BYTES", limits::EARLY_BYTES as f64),
+        ("EARLY_SECONDS", limits::EARLY_SECONDS),
+        ("QUEUED_DATAGRAMS", limits::QUEUED_DATAGRAMS as f64),
+        ("QUEUED_PEER_EVENTS", limits::QUEUED_PEER_EVENTS as f64),
+        ("DATAGRAM_BYTES", limits::DATAGRAM_BYTES as f64),
+    ]
+}
+
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Core>()?;
+    module.add_class::<ManualClock>()?;
+    module.add_function(wrap_pyfunction!(key_memory, module)?)?;
+    module.add_function(wrap_pyfunction!(bounds, module)?)?;
+    module.add("NULL_CIPHER", cfg!(feature = "null-cipher"))?;
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! What all threads of an engine share.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::clock::Clock;
+use crate::drops::Drops;
+use crate::events::{Event, Events};
+use crate::offload::Offload;
+use crate::packet::inner::Outbound;
+use crate::table::Table;
+use crate::waiting::{Early, Held};
+
+/// Packets that have no tunnel yet. Who holds this lock decides whether a packet waits or goes through.
+#[derive(Default)]
+pub struct Waiting {
+    pub held: Held,
+    pub early: Early,
+}
+
+pub struct Shared {
+    pub table: Table,
+    waiting: Mutex<Waiting>,
+    pub events: Events,
+    drops: Mutex<Drops>,
+    pub outbound: Outbound,
+    /// Where packets from tunnels go.
+    pub host: [u8; 4],
+    pub clock: Clock,
+    /// Whether the TUN device speaks virtio_net_hdr.
+    pub virtio: bool,
+    pub offload: Offload,
+}
+
+impl Shared {
+    pub fn new(
+        events: Events,
+        outbound: Outbound,
+        host: [u8; 4],
+        clock: Clock,
+        virtio: bool,
+        offload: Offload,
+    ) -> Self {
+        Shared {
+            table: Table::default(),
+            waiting: Mutex::default(),
+            events,
+            drops: Mutex::default(),
+            outbound,
+            host,
+            clock,
+            virtio,
+            offload,
+        }
+    }
+
+    pub fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn drops(&self) -> MutexGuard<'_, Drops> {
+        self.drops.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn report(&self, event: Event, drops: &mut Drops) {
+        if !self.events.put(event) {
+            drops.count("events_full");
+        }
+    }
+}

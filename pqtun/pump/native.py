@@ -1,0 +1,187 @@
+"""The native packet engine: threads of their own move the packets of tunnels, and none of them enters Python.
+
+This is its control side, on asyncio: events, timers and calls. The rest is the Rust crate in native/.
+"""
+
+import asyncio
+import errno
+import socket
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any, Final
+
+from pqtun.protocol.handshake import Session
+from pqtun.pump import _native
+from pqtun.pump.engine import (
+    Alive,
+    Control,
+    Cookie,
+    Datagram,
+    Dead,
+    Endpoint,
+    EngineStats,
+    Event,
+    Failed,
+    Listener,
+    Roamed,
+    TunnelStats,
+    Wanted,
+)
+from pqtun.pump.events import EventQueue
+from pqtun.pump.limits import TIMER_SECONDS
+
+_EVENTS: Final[dict[str, Any]] = {
+    "Datagram": Datagram,
+    "Wanted": lambda inner: Wanted(IPv4Address(inner)),
+    "Alive": Alive,
+    "Roamed": Roamed,
+    "Dead": Dead,
+    "Control": Control,
+    "Cookie": Cookie,
+    "Failed": Failed,
+}
+
+
+class NativeEngine:
+    """See ``pqtun.pump.engine.Engine``."""
+
+    name: Final = "native"
+
+    def __init__(
+        self,
+        tuns: Sequence[int],
+        sockets: Sequence[socket.socket],
+        *,
+        own: IPv4Address,
+        subnet: IPv4Network,
+        deliver_to: IPv4Address | None = None,
+        virtio: bool,
+        offload: Iterable[str],
+        loop: asyncio.AbstractEventLoop,
+        clock: _native.ManualClock | None = None,
+    ) -> None:
+        """One TUN queue and one UDP socket for each thread; all of them are the engine's from now on.
+
+        ``virtio``: the queues were opened with IFF_VNET_HDR. ``offload``: names of pqtun.pump.offload that may be used.
+        The engine's time is CLOCK_BOOTTIME, unless a test gives a ``clock``. Raises OSError, ValueError.
+        """
+        self._core = _native.Core(
+            list(tuns),
+            [sock.detach() for sock in sockets],
+            own=own.packed,
+            network=int(subnet.network_address),
+            mask=int(subnet.netmask),
+            deliver_to=None if deliver_to is None else deliver_to.packed,
+            virtio=virtio,
+            offload=list(offload),
+            clock=clock,
+        )
+        self.workers: Final = len(tuns)
+        self._loop = loop
+        self._events = EventQueue(loop)
+        self._events_full = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    # -- the interface ---------------------------------------------------------------------------
+
+    def start(self, listener: Listener) -> None:
+        """Begin to move packets and to report."""
+        self._events.start(listener)
+        self._loop.add_reader(self._core.fileno(), self._take_events)
+        self._core.start()
+        self._expire()
+
+    def add_tunnel(
+        self, session: Session, inner: IPv4Address, endpoint: Endpoint, *, first: bytes | None = None
+    ) -> None:
+        """Take a tunnel into use for ``inner``. Raises ValueError: tid in use, ``inner`` not a peer's, closed."""
+        self._core.add_tunnel(session.tid, session.send_root, session.recv_root, inner.packed, endpoint, first)
+
+    def remove_tunnel(self, tid: bytes) -> None:
+        """Erase and forget a tunnel."""
+        self._core.remove_tunnel(tid)
+
+    def hold(self, inner: IPv4Address) -> None:
+        """Hold packets for ``inner`` without reporting Wanted."""
+        self._core.hold(inner.packed)
+
+    def drop_held(self, inner: IPv4Address, *, unreachable: bool) -> None:
+        """Drop what is held for ``inner``; tell its senders if ``unreachable``."""
+        self._core.drop_held(inner.packed, unreachable)
+
+    def send_datagram(self, data: bytes, endpoint: Endpoint) -> None:
+        """Send a datagram of the control plane."""
+        self._core.send_datagram(data, endpoint)
+
+    def send_inner(self, tid: bytes, packet: bytes) -> None:
+        """Seal and send a plaintext of the control plane."""
+        self._core.send_inner(tid, packet)
+
+    def stats(self) -> EngineStats:
+        """Do what is due, and return a snapshot of all counters."""
+        self._expire()
+        drops, held_addresses, held_packets, held_bytes, early_packets = self._core.stats()
+        counters = _counters(drops)
+        if self._events_full:
+            counters["events_full"] = counters.get("events_full", 0) + self._events_full
+        if self._events.listener_errors:
+            counters["listener_error"] = self._events.listener_errors
+        return EngineStats(
+            tunnels=[
+                TunnelStats(
+                    **{
+                        **tunnel,
+                        "inner": IPv4Address(tunnel["inner"]),
+                        "drops": _counters(tunnel["drops"]),
+                    }
+                )
+                for tunnel in self._core.tunnels()
+            ],
+            drops=counters,
+            held_addresses=held_addresses,
+            held_packets=held_packets,
+            held_bytes=held_bytes,
+            early_packets=early_packets,
+        )
+
+    def offload(self) -> dict[str, str]:
+        """State of each offload: on, off (by the settings), unsupported, or failed (it was used, and refused)."""
+        return dict(self._core.offload())
+
+    def close(self) -> None:
+        """Erase all keys and close all descriptors."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._core.fileno())
+        if self._timer is not None:
+            self._timer.cancel()
+        self._events.close()
+        self._core.close()
+
+    # -- events and deadlines --------------------------------------------------------------------
+
+    def _take_events(self) -> None:
+        for name, *fields in self._core.events():
+            event: Event = _EVENTS[name](*fields)
+            if not self._events.put(event):
+                self._events_full += 1
+
+    def _expire(self) -> None:
+        """Do all that is due, and set the timer. A deadline that comes up meanwhile waits for a second at most."""
+        if self._closed:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        delay = self._core.expire()
+        self._timer = self._loop.call_later(min(max(delay, 0.0), TIMER_SECONDS), self._expire)
+
+
+def _counters(drops: Iterable[tuple[str, int, int]]) -> dict[str, int]:
+    """Name the counters as the Python engine does: a reason, and the error's name where there is one."""
+    counters: dict[str, int] = {}
+    for reason, number, count in drops:
+        name = f"{reason}_{errno.errorcode.get(number, 'error').lower()}" if number else reason
+        counters[name] = counters.get(name, 0) + count
+    return counters
