@@ -40,7 +40,7 @@ class ReplayMemory:
             raise MessageError("replay_memory_full")
 
     def remember(self, c0: bytes, now: float) -> None:
-        """Take note of an accepted handshake, which ``check`` did not know. ``now`` is in seconds and must not go back."""
+        """Take note of an accepted handshake that ``check`` let pass. ``now`` is in seconds and must not go back."""
         if not self._spans or now >= self._spans[-1][0] + SPAN:
             self._spans.append((now, set()))
         self._spans[-1][1].add(_name(c0))

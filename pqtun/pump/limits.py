@@ -24,8 +24,8 @@ EARLY_SECONDS: Final = 1.0
 QUEUED_DATAGRAMS: Final = 256
 QUEUED_PEER_EVENTS: Final = 1024
 
-# How long handshakes may keep the event loop in one turn where packets have threads of their own. A fifth of that is one
-# handshake: the turn itself then costs little, and key requests and timers hardly wait.
+# How long handshakes may keep the event loop in one turn where packets have threads of their own. One takes a fifth of
+# that: the turn itself then costs little, and key requests and timers hardly wait.
 DATAGRAM_TURN_SECONDS: Final = 0.001
 
 # The longest datagram that is no tunnel packet: a handshake has 1299 bytes, a cookie fewer.
