@@ -191,7 +191,7 @@ impl Engine {
         lane.sender.flush(now);
         self.shared.table.set_route(&tunnel);
         drop(waiting);
-        lane.settle();
+        lane.settle(false);
         Ok(())
     }
 
@@ -232,7 +232,7 @@ impl Engine {
                 let now = self.shared.clock.now();
                 lane.sender.datagram(data, to, now);
                 lane.sender.flush(now);
-                lane.settle();
+                lane.settle(false);
             }
             None => self.shared.drops().count("closed"),
         }
@@ -246,7 +246,7 @@ impl Engine {
         let now = self.shared.clock.now();
         lane.sender.seal(&tunnel, Plaintext::Raw(packet), now);
         lane.sender.flush(now);
-        lane.settle();
+        lane.settle(false);
     }
 
     /// Does all that is due; returns in how many seconds there is something to do next.

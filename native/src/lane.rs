@@ -14,8 +14,12 @@ use crate::shared::Shared;
 
 /// An IP packet has at most 65535 bytes.
 const PACKET: usize = VNET_HEADER_BYTES + 65535;
-/// TUN reads before the other side gets its turn: enough to fill trains with small packets.
+/// TUN reads, and bytes read, before the other side gets its turn: enough to fill trains with small packets, and few
+/// enough that acknowledgements do not wait long.
 const READS: usize = 64;
+const READ_BYTES: usize = 128 << 10;
+/// A busy thread overwrites its stack once in so many turns, an idle one before it sleeps.
+const SCRUB_TURNS: u32 = 32;
 
 pub struct Lane {
     pub shared: Arc<Shared>,
@@ -23,6 +27,7 @@ pub struct Lane {
     pub receiver: Receiver,
     tun: Arc<File>,
     buffer: Vec<u8>,
+    turns: u32,
 }
 
 /// What came of reading the TUN device.
@@ -48,13 +53,18 @@ impl Lane {
             shared,
             tun,
             buffer: vec![0; PACKET],
+            turns: 0,
         })
     }
 
     /// Reads packets of programs, and sends them.
     pub fn from_tun(&mut self, now: f64) -> Outcome {
         let mut outcome = Outcome::Nothing;
+        let mut bytes = 0;
         for _ in 0..READS {
+            if bytes >= READ_BYTES {
+                break;
+            }
             match (&*self.tun).read(&mut self.buffer) {
                 Ok(0) => {
                     outcome = Outcome::Gone("end of file".into());
@@ -62,6 +72,7 @@ impl Lane {
                 }
                 Ok(length) => {
                     outcome = Outcome::Something;
+                    bytes += length;
                     if let Err(reason) = self.packet(length, now) {
                         self.sender.drops.count(reason);
                     }
@@ -85,11 +96,15 @@ impl Lane {
         outcome
     }
 
-    /// Ends a turn: no key is left behind, and counters are handed in.
-    pub fn settle(&mut self) {
-        self.sender.wipe();
-        self.receiver.wipe();
-        scrub_stack();
+    /// Ends a turn: counters are handed in, and no key is left behind where the thread is about to rest.
+    pub fn settle(&mut self, busy: bool) {
+        self.turns += 1;
+        if !busy || self.turns >= SCRUB_TURNS {
+            self.turns = 0;
+            self.sender.wipe();
+            self.receiver.wipe();
+            scrub_stack();
+        }
         for drops in [&mut self.sender.drops, &mut self.receiver.drops] {
             if !drops.is_empty() {
                 self.shared.drops().merge(drops);

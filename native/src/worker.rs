@@ -88,10 +88,10 @@ fn turn(lane: &mut Lane, device: bool) -> (bool, Option<String>) {
     let now = lane.shared.clock.now();
     let received = lane.receiver.receive(now);
     let read = if device { lane.from_tun(now) } else { Outcome::Nothing };
-    lane.settle();
+    let busy = received || read == Outcome::Something;
+    lane.settle(busy);
     match read {
-        Outcome::Something => (true, None),
-        Outcome::Nothing => (received, None),
-        Outcome::Gone(reason) => (received, Some(reason)),
+        Outcome::Gone(reason) => (busy, Some(reason)),
+        Outcome::Something | Outcome::Nothing => (busy, None),
     }
 }
