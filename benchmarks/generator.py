@@ -57,12 +57,25 @@ class Generator:
         self._process.kill()
         self._process.communicate()
 
-    def udp(self, address: str, size: int, rate: float, seconds: float, *, addresses: int = 1) -> Trial:
-        """Send packets of `size` bytes in all to the addresses in turn; rate 0: all that goes."""
-        order = f"udp {address} {addresses} {size} {rate} {seconds}"
+    def udp(
+        self,
+        address: str,
+        size: int,
+        seconds: float,
+        *,
+        rate: float = 0,
+        window: int = 0,
+        segments: int = 1,
+        addresses: int = 1,
+    ) -> Trial:
+        """Send packets of `size` bytes in all to the addresses in turn, `segments` at once to each (UDP_SEGMENT).
+
+        With `rate` so many a second; with `window` so that at most so many are on their way.
+        """
+        order = f"udp {address} {addresses} {size} {segments} {rate} {window} {seconds}"
         said = self._ask(order, seconds + 10)
-        counts = (int(said[key]) for key in ("sent", "received", "in_time", "reordered"))
-        return Trial(*counts, seconds=said["seconds"])
+        sent, received, in_time, reordered = (int(said[key]) for key in ("sent", "received", "in_time", "reordered"))
+        return Trial(sent, received, in_time, reordered, said["seconds"])
 
     def tcp(self, address: str, streams: int, seconds: float, *, addresses: int = 1) -> float:
         """Bit/s that arrive by so many connections, spread over the addresses."""
@@ -118,7 +131,7 @@ def lossless_rate(generator: Generator, address: str, size: int, start: float, s
     """Packets of `size` bytes a second that a tunnel takes without loss."""
 
     def trial(rate: float) -> Trial:
-        made = generator.udp(address, size, rate, seconds)
+        made = generator.udp(address, size, seconds, rate=rate)
         _settle(generator, address)
         # A generator that does not keep up has not sent at this rate.
         return made if made.sent >= 0.98 * rate * made.seconds else Trial(made.sent, 0, 0, 0, made.seconds)
@@ -129,5 +142,5 @@ def lossless_rate(generator: Generator, address: str, size: int, start: float, s
 def _settle(generator: Generator, address: str) -> None:
     """Wait until a few packets come through, that is until the queues of the trial before are empty."""
     deadline = time.monotonic() + 5
-    while generator.udp(address, 64, 1000, 0.005).received == 0 and time.monotonic() < deadline:
+    while generator.udp(address, 64, 0.005, rate=1000).received == 0 and time.monotonic() < deadline:
         pass

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.generator import Generator
@@ -23,6 +23,8 @@ PYTHON_STEPS = (1, 10, 100, 1000)
 PACKET = 1200
 _HANDSHAKES_PER_SECOND = 100  # at the very least
 _MOST_STREAMS = 1000
+_SEGMENTS = 16
+_WINDOW = 512
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,10 @@ QUICK = Pace(idle=1, stream=1, flood=0.5, repetitions=1)
 class Step:
     """What so many tunnels came to, at the server: bytes, and the share of one processor.
 
-    tcp: bit/s in all of a connection in each tunnel (at most 1000); beside it, in turn, one connection in one tunnel,
-    and as many connections in one tunnel. udp: packets/s that arrive of a flood that changes the tunnel with each
-    packet; beside it, a flood in one tunnel.
+    bulk: bit/s that arrive of UDP packets, 16 of 1200 bytes to each tunnel in turn; single: packets/s when each goes
+    into another tunnel than the one before. Both with a bound on what is on its way, so that nothing is sent in vain.
+    tcp: bit/s in all of a connection in each tunnel (at most 1000), all sending at once.
+    The names in _one are the same traffic in one tunnel, alternating with it; tcp_one is one connection.
     """
 
     tunnels: int
@@ -54,11 +57,13 @@ class Step:
     server_rss: int
     server_pss: int
     idle_cpu: float
-    tcp: list[float]
-    tcp_one: list[float]
-    tcp_as_many: list[float]
-    udp: list[float]
-    udp_one: list[float]
+    bulk: list[float] = field(default_factory=list)
+    bulk_one: list[float] = field(default_factory=list)
+    single: list[float] = field(default_factory=list)
+    single_one: list[float] = field(default_factory=list)
+    tcp: list[float] = field(default_factory=list)
+    tcp_as_many_in_one: list[float] = field(default_factory=list)
+    tcp_one: list[float] = field(default_factory=list)
 
 
 class _Clients:
@@ -122,12 +127,15 @@ def _step(server: Process, clients: _Clients, generator: Generator, count: int, 
     # The length of the measurement.
     time.sleep(pace.idle)
     idle = (cpu_seconds(server.pid) - cpu) / (time.monotonic() - began)
-    step = Step(count, rate, repeated, used.rss, used.pss, idle, [], [], [], [], [])
+    step = Step(count, rate, repeated, used.rss, used.pss, idle)
     streams = min(count, _MOST_STREAMS)
     for _ in range(pace.repetitions):
+        for addresses, bulk, single in ((1, step.bulk_one, step.single_one), (count, step.bulk, step.single)):
+            options = {"window": _WINDOW, "addresses": addresses}
+            packets = generator.udp(str(FIRST), PACKET, pace.flood, segments=_SEGMENTS, **options).rate
+            bulk.append(packets * PACKET * 8)
+            single.append(generator.udp(str(FIRST), PACKET, pace.flood, **options).rate)
         step.tcp_one.append(generator.tcp(str(FIRST), 1, pace.stream))
         step.tcp.append(generator.tcp(str(FIRST), streams, pace.stream, addresses=count))
-        step.tcp_as_many.append(generator.tcp(str(FIRST), streams, pace.stream))
-        step.udp_one.append(generator.udp(str(FIRST), PACKET, 0, pace.flood).rate)
-        step.udp.append(generator.udp(str(FIRST), PACKET, 0, pace.flood, addresses=count).rate)
+        step.tcp_as_many_in_one.append(generator.tcp(str(FIRST), streams, pace.stream))
     return step

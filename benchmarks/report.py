@@ -125,16 +125,22 @@ def table(samples: Samples, names: Sequence[str], *, markdown: bool = False) -> 
     return _lines(rows, markdown)
 
 
+_GROWTH = (
+    *(("bulk", 1e6), ("bulk_one", 1e6), ("single", 1e3), ("single_one", 1e3)),
+    *(("tcp", 1e6), ("tcp_as_many_in_one", 1e6), ("tcp_one", 1e6)),
+)
+
+
 def growth_table(steps: Sequence[Mapping[str, Any]], *, markdown: bool = False) -> str:
     """A line each number of tunnels."""
-    head = ["tunnels", "handshakes/s", "TCP, all, Mbit/s", "TCP, as many in one", "TCP, one in one"]
-    head += ["1200-byte packets, all, 1000/s", "in one", "idle, % of a core", "server, PSS, MB"]
+    head = ["tunnels", "handshakes/s", "bulk, Mbit/s", "in one", "packets, 1000/s", "in one"]
+    head += ["TCP, Mbit/s", "as many in one", "one stream", "idle, % of a core", "server, PSS, MB"]
     rows = [head]
     for step in steps:
-        tcp = [_short(statistics.median(step[key]) / 1e6) for key in ("tcp", "tcp_as_many", "tcp_one")]
-        udp = [_short(statistics.median(step[key]) / 1e3) for key in ("udp", "udp_one")]
-        first = [str(step["tunnels"]), _short(step["handshakes_per_second"])]
-        rows.append([*first, *tcp, *udp, f"{step['idle_cpu'] * 100:.2f}", _short(step["server_pss"] / 1e6)])
+        cells = [str(step["tunnels"]), _short(step["handshakes_per_second"])]
+        for key, unit in _GROWTH:
+            cells.append(_short(statistics.median(step[key]) / unit))
+        rows.append([*cells, f"{step['idle_cpu'] * 100:.2f}", _short(step["server_pss"] / 1e6)])
     return _lines(rows, markdown)
 
 
@@ -157,8 +163,13 @@ def _more_goals(more: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
         found.append(("10,000 idle tunnels", "< 1 % of a core", f"{idle * 100:.2f}", idle < 0.01))
     if 1000 in steps:
         step = steps[1000]
-        ratio = statistics.median(step["tcp"]) / statistics.median(step["tcp_one"])
-        found.append(("TCP of 1,000 active tunnels", ">= 0.8 x one", _short(ratio), ratio >= 0.8))
+        for title, key, other in (
+            ("1,000 active tunnels, bulk", "bulk", "bulk_one"),
+            ("1,000 active tunnels, packet by packet", "single", "single_one"),
+            ("1,000 active tunnels, TCP, to as many streams in one", "tcp", "tcp_as_many_in_one"),
+        ):
+            ratio = statistics.median(step[key]) / statistics.median(step[other])
+            found.append((title, ">= 0.8 x one tunnel", _short(ratio), ratio >= 0.8))
     if "handshakes" in more:
         made = more["handshakes"]
         rate = statistics.median(path["per_cpu_second"] for path in made["path"])

@@ -121,7 +121,7 @@ class Bench:
             self.samples.add(name, key, stream.rate)
 
     def udp(self, name: str, tunnel: Tunnel, generator: Generator, size: int) -> None:
-        flood = generator.udp(tunnel.address, size, 0, self.pace.flood)
+        flood = generator.udp(tunnel.address, size, self.pace.flood)
         self.samples.add(name, f"udp{size}_flood", flood.rate)
         rate = lossless_rate(generator, tunnel.address, size, max(flood.rate, 1000), self.pace.trial)
         self.samples.add(name, f"udp{size}", rate)

@@ -2,9 +2,11 @@
 //!
 //! Each line of input is an order, answered by one line of JSON:
 //!
-//!     udp ADDRESS COUNT SIZE RATE SECONDS      UDP packets of SIZE bytes (IP header included), one after the other to
-//!                                              COUNT addresses from ADDRESS on; RATE a second in all, 0: all that goes
-//!     tcp ADDRESS COUNT STREAMS SECONDS        STREAMS connections, spread over the addresses, from FROM to TO
+//!     udp ADDRESS COUNT SIZE SEGMENTS RATE WINDOW SECONDS
+//!         UDP packets of SIZE bytes (IP header included), SEGMENTS with one call to each of COUNT addresses in turn, from
+//!         ADDRESS on; RATE a second in all, with at most WINDOW on their way; 0: no limit
+//!     tcp ADDRESS COUNT STREAMS SECONDS
+//!         STREAMS connections, spread over the addresses, from FROM to TO, all sending whenever they can
 //!
 //! The time to empty the queues is granted after the last packet; what has not arrived then counts as lost.
 
@@ -39,13 +41,17 @@ fn serve(from: &str, to: &str, port: &str) -> Result<(), Box<dyn std::error::Err
         let line = line?;
         let words: Vec<&str> = line.split_whitespace().collect();
         let answer = match words.as_slice() {
-            ["udp", address, count, size, rate, seconds] => udp::run(
+            ["udp", address, count, size, segments, rate, window, seconds] => udp::run(
                 &from,
                 &to,
                 &addresses(address, count, port)?,
-                size.parse()?,
-                rate.parse()?,
-                seconds.parse()?,
+                &udp::Load {
+                    size: size.parse()?,
+                    segments: segments.parse()?,
+                    rate: rate.parse()?,
+                    window: window.parse()?,
+                    seconds: seconds.parse()?,
+                },
             )?,
             ["tcp", address, count, streams, seconds] => tcp::run(
                 &from,

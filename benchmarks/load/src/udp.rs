@@ -9,6 +9,7 @@ use crate::net::{self, Batch, Namespace, BATCH};
 
 const HEADERS: usize = 28; // IPv4 and UDP
 const TICK: Duration = Duration::from_micros(200);
+const STALLED: Duration = Duration::from_millis(20);
 const QUIET: Duration = Duration::from_millis(100);
 const LONGEST_DRAIN: Duration = Duration::from_secs(3);
 
@@ -21,18 +22,29 @@ struct Count {
     stop: AtomicBool,
 }
 
+/// What to send: packets of `size` bytes, `segments` of them with one call to one address (UDP_SEGMENT).
+pub struct Load {
+    pub size: usize,
+    pub segments: usize,
+    /// Packets a second, 0 for no limit.
+    pub rate: f64,
+    /// How many packets may be on their way, 0 for no limit.
+    pub window: u64,
+    pub seconds: f64,
+}
+
 pub fn run(
     from: &Namespace,
     to: &Namespace,
     addresses: &[libc::sockaddr_in],
-    size: usize,
-    rate: f64,
-    seconds: f64,
+    load: &Load,
 ) -> Result<String> {
-    if addresses.is_empty() || size < HEADERS + net::HEAD {
+    let longest = HEADERS + load.segments * load.size.saturating_sub(HEADERS);
+    let fits = load.size >= HEADERS + net::HEAD && load.segments > 0 && longest <= 65535;
+    if addresses.is_empty() || !fits {
         return Err(Error::new(
             ErrorKind::InvalidInput,
-            "no address, or too small a packet",
+            "no address, or packets too small or too large",
         ));
     }
     let sink = to.within(|| {
@@ -45,11 +57,22 @@ pub fn run(
         )?;
         Ok(sink)
     })?;
-    let source = from.within(|| net::socket(libc::SOCK_DGRAM, 0))?;
+    let source = from.within(|| {
+        let source = net::socket(libc::SOCK_DGRAM, 0)?;
+        if load.segments > 1 {
+            net::option(
+                &source,
+                libc::SOL_UDP,
+                libc::UDP_SEGMENT,
+                (load.size - HEADERS) as i32,
+            )?;
+        }
+        Ok(source)
+    })?;
     let count = Count::default();
     let (sent, took) = std::thread::scope(|scope| {
         let receiver = scope.spawn(|| receive(&sink, &count));
-        let result = send(&source, addresses, size - HEADERS, rate, seconds);
+        let result = send(&source, addresses, load, &count);
         count.in_time.store(count.received.load(Relaxed), Relaxed);
         if let Ok((sent, _)) = result {
             drain(&count, sent);
@@ -69,25 +92,33 @@ pub fn run(
 fn send(
     source: &OwnedFd,
     addresses: &[libc::sockaddr_in],
-    payload: usize,
-    rate: f64,
-    seconds: f64,
+    load: &Load,
+    count: &Count,
 ) -> Result<(u64, f64)> {
     net::precise_timers();
-    let mut batch = Batch::new(payload);
+    let segments = load.segments as u64;
+    let mut batch = Batch::new(load.segments * (load.size - HEADERS));
+    let mut window = Window {
+        size: load.window,
+        lost: 0,
+        seen: 0,
+        since: Instant::now(),
+    };
     let (mut sent, mut tick) = (0_u64, 0);
     let begin = Instant::now();
     loop {
         let elapsed = begin.elapsed().as_secs_f64();
-        if elapsed >= seconds {
+        if elapsed >= load.seconds {
             return Ok((sent, elapsed));
         }
-        let due = if rate > 0.0 {
-            (elapsed * rate) as u64
+        let due = if load.rate > 0.0 {
+            (elapsed * load.rate) as u64
         } else {
             u64::MAX
         };
-        if due <= sent {
+        let room = window.room(sent, count.received.load(Relaxed));
+        let now = (due.saturating_sub(sent).min(room) / segments).min(BATCH as u64) as usize;
+        if now == 0 {
             tick += 1;
             let next = begin + TICK * tick;
             if let Some(left) = next.checked_duration_since(Instant::now()) {
@@ -97,22 +128,43 @@ fn send(
             }
             continue;
         }
-        let now = (due - sent).min(BATCH as u64) as usize;
         for i in 0..now {
-            let number = sent + i as u64;
-            batch.prepare(
-                i,
-                number,
-                &addresses[(number % addresses.len() as u64) as usize],
-            );
+            let number = sent + i as u64 * segments;
+            let address = (number / segments) % addresses.len() as u64;
+            batch.prepare(i, number, &addresses[address as usize]);
         }
         // SAFETY: `addresses` is borrowed for the whole of this function.
         match unsafe { batch.send(source.as_raw_fd(), now) } {
-            Ok(count) => sent += count as u64,
-            // The device's queue is full: the packet is lost.
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => sent += 1,
+            Ok(went) => sent += went as u64 * segments,
+            // The device's queue is full: these packets are lost.
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => sent += segments,
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// Counts what is on its way; what has not arrived while nothing else did either is taken for lost.
+struct Window {
+    size: u64,
+    lost: u64,
+    seen: u64,
+    since: Instant,
+}
+
+impl Window {
+    fn room(&mut self, sent: u64, received: u64) -> u64 {
+        if self.size == 0 {
+            return u64::MAX;
+        }
+        let on_its_way = sent.saturating_sub(received + self.lost);
+        if received != self.seen || on_its_way < self.size {
+            (self.seen, self.since) = (received, Instant::now());
+        } else if self.since.elapsed() >= STALLED {
+            self.lost += on_its_way;
+            self.since = Instant::now();
+            return self.size;
+        }
+        self.size.saturating_sub(on_its_way)
     }
 }
 
@@ -123,10 +175,12 @@ fn receive(sink: &OwnedFd, count: &Count) -> Result<()> {
         match batch.receive(sink.as_raw_fd()) {
             Ok(got) => {
                 for i in 0..got {
-                    if batch.head(i) < next {
+                    // Further segments of a message have no number, that is 0.
+                    let number = batch.head(i);
+                    if number >= next {
+                        next = number + 1;
+                    } else if number > 0 {
                         count.reordered.fetch_add(1, Relaxed);
-                    } else {
-                        next = batch.head(i) + 1;
                     }
                 }
                 count.received.fetch_add(got as u64, Relaxed);
