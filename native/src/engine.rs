@@ -197,10 +197,7 @@ impl Engine {
 
     /// Erases and forgets a tunnel.
     pub fn remove_tunnel(&mut self, tid: &Tid) {
-        if let Some(tunnel) = self.shared.table.remove(tid) {
-            tunnel.erase();
-            self.shared.drops().merge(&tunnel.drops());
-        }
+        forget(&self.shared, tid);
     }
 
     pub fn hold(&mut self, inner: [u8; 4]) {
@@ -265,7 +262,6 @@ impl Engine {
         let Some(Control { deadlines, .. }) = &mut self.control else {
             return f64::INFINITY;
         };
-        let mut dead = Vec::new();
         while let Some(&Reverse((deadline, tid))) = deadlines.peek() {
             if f64::from_bits(deadline) > now {
                 next = next.min(f64::from_bits(deadline));
@@ -276,14 +272,12 @@ impl Engine {
                 continue;
             };
             if tunnel.expire(now) {
-                dead.push(tid);
+                // At once: a tid that was removed and added again is due twice.
+                forget(&self.shared, &tid);
+                let _ = self.shared.events.put(Event::Dead(tid)); // bounded by the tunnels
             } else {
                 deadlines.push(Reverse((tunnel.deadline().to_bits(), tid)));
             }
-        }
-        for tid in dead {
-            self.remove_tunnel(&tid);
-            let _ = self.shared.events.put(Event::Dead(tid)); // bounded by the tunnels
         }
         next - now
     }
@@ -319,6 +313,14 @@ impl Engine {
         let mut waiting = self.shared.waiting();
         waiting.held.clear();
         waiting.early.clear();
+    }
+}
+
+/// Erases a tunnel; its counters stay.
+fn forget(shared: &Shared, tid: &Tid) {
+    if let Some(tunnel) = shared.table.remove(tid) {
+        tunnel.erase();
+        shared.drops().merge(&tunnel.drops());
     }
 }
 
