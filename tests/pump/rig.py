@@ -146,6 +146,7 @@ class Rig:
         self.events: list[Event] = []
         self.listener: Listener = lambda event: self.events.append(event)
         self._probes = 0
+        self._prober = self.udp_socket()
 
     def udp_socket(self, *, ours: bool = True) -> socket.socket:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -179,9 +180,11 @@ class Rig:
         """Poll until the condition is true."""
         loop = asyncio.get_running_loop()
         end = loop.time() + TIMEOUT
+        turns = 0
         while not (value := condition()):
             assert loop.time() < end, f"waited in vain for {what}; events {self.events}, {self.engine.stats()}"
-            await asyncio.sleep(0.001)
+            turns += 1
+            await asyncio.sleep(0 if turns < 100 else 0.001)
         return value
 
     async def read(self, sock: socket.socket) -> bytes:
@@ -199,15 +202,28 @@ class Rig:
         return found[0]
 
     async def settle(self) -> None:
-        """Wait until the engine has handled all that was sent to it before, and the events about it have come."""
+        """Wait until the engine has handled all that was sent to it before, and the events about it have come.
+
+        The marker comes behind all datagrams. An engine with threads counts at the end of a turn: when the second
+        packet has been counted, the turn of the marker is over. The last marker comes behind all events.
+        """
+        self.drops()  # what is due is done before the first marker
+        await self._marker()
+        await self._probe()
+        await self._probe()
+        await self._marker()
+
+    async def _marker(self) -> None:
         self._probes += 1
         marker = b"\xff\xff" + self._probes.to_bytes(4, "big")
+        self._prober.sendto(marker, self.address)
+        await self.until(lambda: any(getattr(e, "data", None) == marker for e in self.events), "the marker")
+        self.events = [e for e in self.events if getattr(e, "data", None) != marker]
+
+    async def _probe(self) -> None:
         refused = self.drops().get("tun_not_ipv4", 0)
         self.write(b"\0")
         await self.until(lambda: self.drops().get("tun_not_ipv4", 0) > refused, "the probe")
-        self.udp_socket().sendto(marker, self.address)
-        await self.until(lambda: any(getattr(e, "data", None) == marker for e in self.events), "the marker")
-        self.events = [e for e in self.events if getattr(e, "data", None) != marker]
 
     def drops(self) -> dict[str, int]:
         return self.engine.stats().drops
