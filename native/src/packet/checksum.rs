@@ -74,7 +74,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn slow(data: &[u8]) -> u64 {
-        data.chunks(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(*pair.get(1).unwrap_or(&0))).sum()
+        data.chunks(2)
+            .map(|pair| u64::from(pair[0]) << 8 | u64::from(*pair.get(1).unwrap_or(&0)))
+            .sum()
     }
 
     proptest! {

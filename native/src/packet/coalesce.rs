@@ -130,7 +130,11 @@ impl Coalescer {
         if self.packets.len() >= MOST_PACKETS || self.runs.len() >= MOST_RUNS {
             return Err(Full);
         }
-        let entry = Packet { start, delivery: *delivery, next: NONE };
+        let entry = Packet {
+            start,
+            delivery: *delivery,
+            next: NONE,
+        };
         let flow = match flow_of(packet) {
             Place::Flow(flow) => flow,
             Place::Fragment => {
@@ -174,7 +178,10 @@ impl Coalescer {
 
     /// The runs, in the order of their first packets.
     pub fn runs(&self) -> impl Iterator<Item = Run<'_>> {
-        self.runs.iter().map(|state| Run { state, packets: &self.packets })
+        self.runs.iter().map(|state| Run {
+            state,
+            packets: &self.packets,
+        })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -234,7 +241,12 @@ impl VnetHeader {
             Kind::Udp { transport } => (transport, UDP_CHECKSUM_AT as u16),
             Kind::Other => return Self::default(),
         };
-        Self { flags: NEEDS_CSUM, csum_start, csum_offset, ..Self::default() }
+        Self {
+            flags: NEEDS_CSUM,
+            csum_start,
+            csum_offset,
+            ..Self::default()
+        }
     }
 }
 
@@ -242,7 +254,9 @@ impl State {
     /// Keeps what packets have to agree with in order to join this one.
     #[inline]
     fn prepare(&mut self, packet: &[u8], candidate: &Candidate) {
-        let place = self.head.get_mut(VNET_HEADER_BYTES..VNET_HEADER_BYTES + candidate.headers);
+        let place = self
+            .head
+            .get_mut(VNET_HEADER_BYTES..VNET_HEADER_BYTES + candidate.headers);
         let (Some(place), Some(headers)) = (place, packet.get(..candidate.headers)) else {
             return;
         };
@@ -256,7 +270,9 @@ impl State {
 
     #[inline]
     fn own(&self) -> &[u8] {
-        self.head.get(VNET_HEADER_BYTES..VNET_HEADER_BYTES + self.headers).unwrap_or(&[])
+        self.head
+            .get(VNET_HEADER_BYTES..VNET_HEADER_BYTES + self.headers)
+            .unwrap_or(&[])
     }
 
     /// Whether a packet of the same flow can be the next of this run.
@@ -268,9 +284,10 @@ impl State {
         {
             return false;
         }
-        let (Some((ip, transport)), Some((own_ip, own_transport))) =
-            (packet.split_first_chunk::<IPV4_HEADER_BYTES>(), self.own().split_first_chunk::<IPV4_HEADER_BYTES>())
-        else {
+        let (Some((ip, transport)), Some((own_ip, own_transport))) = (
+            packet.split_first_chunk::<IPV4_HEADER_BYTES>(),
+            self.own().split_first_chunk::<IPV4_HEADER_BYTES>(),
+        ) else {
             return false;
         };
         // type of service, flags, time to live; addresses and protocol are those of the flow
@@ -284,9 +301,10 @@ impl State {
         if self.flow.protocol == UDP {
             return true;
         }
-        let (Some((fixed, options)), Some((own_fixed, own_options))) =
-            (transport.split_first_chunk::<TCP_HEADER_BYTES>(), own_transport.split_first_chunk::<TCP_HEADER_BYTES>())
-        else {
+        let (Some((fixed, options)), Some((own_fixed, own_options))) = (
+            transport.split_first_chunk::<TCP_HEADER_BYTES>(),
+            own_transport.split_first_chunk::<TCP_HEADER_BYTES>(),
+        ) else {
             return false;
         };
         long(fixed, 4) == self.sequence
@@ -304,7 +322,11 @@ impl State {
             return;
         };
         let tcp = self.flow.protocol == TCP;
-        let (gso_type, checksum_at) = if tcp { (GSO_TCPV4, TCP_CHECKSUM_AT) } else { (GSO_UDP_L4, UDP_CHECKSUM_AT) };
+        let (gso_type, checksum_at) = if tcp {
+            (GSO_TCPV4, TCP_CHECKSUM_AT)
+        } else {
+            (GSO_UDP_L4, UDP_CHECKSUM_AT)
+        };
         if self.count == 1 {
             *vnet = VnetHeader {
                 flags: NEEDS_CSUM,
@@ -330,9 +352,10 @@ impl State {
         put(headers, IPV4_HEADER_BYTES + checksum_at, partial.to_be_bytes());
         if !tcp {
             put(headers, IPV4_HEADER_BYTES + 4, (length as u16).to_be_bytes());
-        } else if let (Some(own), Some(flags)) =
-            (headers.get_mut(IPV4_HEADER_BYTES + TCP_FLAGS_AT), packet.get(IPV4_HEADER_BYTES + TCP_FLAGS_AT))
-        {
+        } else if let (Some(own), Some(flags)) = (
+            headers.get_mut(IPV4_HEADER_BYTES + TCP_FLAGS_AT),
+            packet.get(IPV4_HEADER_BYTES + TCP_FLAGS_AT),
+        ) {
             *own |= flags & ENDS_RUN;
         }
     }
@@ -360,7 +383,8 @@ impl<'a> Run<'a> {
     /// What follows the head, as start in the arena and bytes: the payload of each packet, or a single packet whole.
     pub fn pieces(&self) -> impl Iterator<Item = (usize, usize)> + 'a {
         let headers = if self.state.count > 1 { self.state.headers } else { 0 };
-        self.packets().map(move |(start, delivery)| (start + headers, delivery.len - headers))
+        self.packets()
+            .map(move |(start, delivery)| (start + headers, delivery.len - headers))
     }
 
     /// The packets by themselves, for when the kernel does not take the run: each goes behind
@@ -420,16 +444,11 @@ fn tcp_candidate(packet: &[u8]) -> Option<Candidate> {
     })
 }
 
-/// A UDP datagram without IP options, with data and a checksum, that fills its packet.
+/// A UDP datagram without IP options, with data. `Kind::Udp` says that it fills its packet and has a checksum.
 #[inline]
 fn udp_candidate(packet: &[u8]) -> Option<Candidate> {
     let (ip, datagram) = packet.split_first_chunk::<IPV4_HEADER_BYTES>()?;
-    let transport = datagram.first_chunk::<UDP_HEADER_BYTES>()?;
-    if !whole(ip, UDP)
-        || datagram.len() == UDP_HEADER_BYTES
-        || usize::from(word(transport, 4)) != datagram.len()
-        || word(transport, UDP_CHECKSUM_AT) == 0
-    {
+    if !whole(ip, UDP) || datagram.len() <= UDP_HEADER_BYTES {
         return None;
     }
     Some(Candidate {

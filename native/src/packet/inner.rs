@@ -117,7 +117,11 @@ pub struct Inbound {
 
 impl Inbound {
     pub fn new(peer: [u8; 4], host: [u8; 4]) -> Self {
-        Self { peer, host, address_sum: sum(&peer) + sum(&host) }
+        Self {
+            peer,
+            host,
+            address_sum: sum(&peer) + sum(&host),
+        }
     }
 
     /// Makes the packet for the TUN device, in place. What is refused is left in an undefined state.
@@ -165,14 +169,18 @@ impl Inbound {
             }
             if checksums == Checksums::Partial {
                 self.begin_sum(payload, TCP, TCP_CHECKSUM_AT);
-                kind = Kind::Tcp { transport: header as u16 };
+                kind = Kind::Tcp {
+                    transport: header as u16,
+                };
             } else {
                 let checksum = self.checksum(payload, TCP, TCP_CHECKSUM_AT);
                 put(payload, TCP_CHECKSUM_AT, checksum.to_be_bytes());
             }
         } else if protocol == UDP {
             if self.deliver_udp(payload, checksums)? {
-                kind = Kind::Udp { transport: header as u16 };
+                kind = Kind::Udp {
+                    transport: header as u16,
+                };
             }
         } else {
             self.adjust(payload, protocol, u64::from(checksum) + minus(stale))?;

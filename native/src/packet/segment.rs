@@ -77,7 +77,10 @@ pub fn finish_checksum(header: &VnetHeader, packet: &mut [u8]) -> Result<(), &'s
         return Ok(());
     }
     let at = usize::from(header.csum_offset);
-    let Some(segment) = packet.get_mut(usize::from(header.csum_start)..).filter(|rest| rest.len() >= at + 2) else {
+    let Some(segment) = packet
+        .get_mut(usize::from(header.csum_start)..)
+        .filter(|rest| rest.len() >= at + 2)
+    else {
         return Err("tun_checksum");
     };
     let mut checksum = complement(sum(segment));
@@ -124,14 +127,22 @@ impl Plan {
             (GSO_UDP_L4, 6) => (UDP, false),
             _ => return Err(REFUSED),
         };
-        let transport = if ipv4 { ipv4_header(packet, protocol)? } else { ipv6_header(packet, protocol)? };
+        let transport = if ipv4 {
+            ipv4_header(packet, protocol)?
+        } else {
+            ipv6_header(packet, protocol)?
+        };
         let segment = packet.get(transport..).unwrap_or(&[]);
         let transport_bytes = if protocol == TCP {
             usize::from(segment.get(12).map_or(0, |byte| byte >> 4)) * 4
         } else {
             UDP_HEADER_BYTES
         };
-        let least = if protocol == TCP { TCP_HEADER_BYTES } else { UDP_HEADER_BYTES };
+        let least = if protocol == TCP {
+            TCP_HEADER_BYTES
+        } else {
+            UDP_HEADER_BYTES
+        };
         if transport_bytes < least || (protocol == UDP && usize::from(word(segment, 4)) != segment.len()) {
             return Err(REFUSED);
         }
@@ -155,8 +166,10 @@ impl Plan {
             count: payload.div_ceil(size),
             ipv4,
             identification: word(packet, 4),
-            tcp: (protocol == TCP)
-                .then(|| Tcp { sequence: long(segment, 4), flags: segment.get(13).copied().unwrap_or(0) }),
+            tcp: (protocol == TCP).then(|| Tcp {
+                sequence: long(segment, 4),
+                flags: segment.get(13).copied().unwrap_or(0),
+            }),
             ip_sum: 0,
             transport_sum: 0,
         };
@@ -220,7 +233,10 @@ impl Plan {
             return 0;
         }
         let start = self.headers + index * self.size;
-        let Some((place, out)) = out.get_mut(..len).and_then(|out| out.split_at_mut_checked(self.headers)) else {
+        let Some((place, out)) = out
+            .get_mut(..len)
+            .and_then(|out| out.split_at_mut_checked(self.headers))
+        else {
             return 0;
         };
         let (Some(payload), Some(template)) = (packet.get(start..start + out.len()), self.template.get(..self.headers))

@@ -10,7 +10,12 @@ fn host_unreachable_quotes_what_was_sent() {
         assert_eq!(answer.len(), 28 + quote.len());
         assert_eq!(
             &answer[..10],
-            &[&[0x45, 0xC0], &(answer.len() as u16).to_be_bytes()[..], &[0, 0, 0, 0, 64, 1]].concat()
+            &[
+                &[0x45, 0xC0],
+                &(answer.len() as u16).to_be_bytes()[..],
+                &[0, 0, 0, 0, 64, 1]
+            ]
+            .concat()
         );
         assert_eq!(checksum(&[&answer[..20]]), 0);
         assert_eq!(checksum(&[&answer[20..]]), 0);
@@ -25,13 +30,30 @@ fn host_unreachable_quotes_what_was_sent() {
 fn no_error_about_errors_later_fragments_and_fragments_of_packets() {
     for kind in 0..=255u8 {
         let error = [3, 4, 5, 11, 12].contains(&kind);
-        assert_eq!(host_unreachable(&Ip::new(ICMP).packet(&[kind, 0, 0, 0, 0, 0, 0, 0])).is_none(), error);
+        assert_eq!(
+            host_unreachable(&Ip::new(ICMP).packet(&[kind, 0, 0, 0, 0, 0, 0, 0])).is_none(),
+            error
+        );
     }
-    for (fragment, answered) in [(0x2000, true), (0x4000, true), (1, false), (0x2001, false), (0x1FFF, false)] {
-        let packet = Ip { fragment, ..Ip::new(UDP) }.udp((1, 2), &[0; 16]);
+    for (fragment, answered) in [
+        (0x2000, true),
+        (0x4000, true),
+        (1, false),
+        (0x2001, false),
+        (0x1FFF, false),
+    ] {
+        let packet = Ip {
+            fragment,
+            ..Ip::new(UDP)
+        }
+        .udp((1, 2), &[0; 16]);
         assert_eq!(host_unreachable(&packet).is_some(), answered);
     }
-    let packet = Ip { options: vec![1; 8], ..Ip::new(UDP) }.udp((1, 2), b"");
+    let packet = Ip {
+        options: vec![1; 8],
+        ..Ip::new(UDP)
+    }
+    .udp((1, 2), b"");
     for size in 0..packet.len() {
         assert!(host_unreachable(&packet[..size]).is_none());
     }

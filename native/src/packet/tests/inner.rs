@@ -21,7 +21,11 @@ fn tcp_and_udp_are_readdressed() {
     for size in (0..70).chain([1200, 1399]) {
         let mut here = Ip::new(TCP);
         here.options = vec![1; size % 11 * 4];
-        let there = Ip { source: PEER.to_vec(), target: HOST.to_vec(), ..here.clone() };
+        let there = Ip {
+            source: PEER.to_vec(),
+            target: HOST.to_vec(),
+            ..here.clone()
+        };
         let data = noise(3, size);
         let sent = cleared(&here.tcp(&TcpHeader::default(), &data));
         let want = there.tcp(&TcpHeader::default(), &data);
@@ -29,7 +33,12 @@ fn tcp_and_udp_are_readdressed() {
         assert_eq!(finished(&sent), Ok(want.clone()));
         let (partial, kind) = delivered(&sent, Checksums::Partial).unwrap();
         let header = 20 + here.options.len();
-        assert_eq!(kind, Kind::Tcp { transport: header as u16 });
+        assert_eq!(
+            kind,
+            Kind::Tcp {
+                transport: header as u16
+            }
+        );
         let pseudo = !checksum(&[&there.pseudo(want.len() - header)]);
         assert_eq!(word(&partial, header + 16), pseudo);
 
@@ -39,7 +48,12 @@ fn tcp_and_udp_are_readdressed() {
         assert_eq!(delivered(&sent, Checksums::Full), Ok((want.clone(), Kind::Other)));
         assert_eq!(finished(&sent), Ok(want.clone()));
         let (partial, kind) = delivered(&sent, Checksums::Partial).unwrap();
-        assert_eq!(kind, Kind::Udp { transport: header as u16 });
+        assert_eq!(
+            kind,
+            Kind::Udp {
+                transport: header as u16
+            }
+        );
         assert_eq!(word(&partial, header + 6), !checksum(&[&there.pseudo(8 + size)]));
     }
 }
@@ -57,7 +71,11 @@ fn udp_without_checksum_stays_without_and_needs_nothing() {
 #[test]
 fn udp_that_ends_before_its_packet_is_summed_here() {
     // The kernel would sum up the surplus too.
-    let ip = Ip { source: PEER.to_vec(), target: HOST.to_vec(), ..Ip::new(UDP) };
+    let ip = Ip {
+        source: PEER.to_vec(),
+        target: HOST.to_vec(),
+        ..Ip::new(UDP)
+    };
     let datagram = ip.udp((1, 2), b"data")[20..].to_vec();
     let sent = cleared(&ip.packet(&[&datagram[..], b"surplus"].concat()));
     let (full, _) = delivered(&sent, Checksums::Full).unwrap();
@@ -68,7 +86,11 @@ fn udp_that_ends_before_its_packet_is_summed_here() {
 #[test]
 fn udp_checksum_is_never_zero() {
     // One of the 65536 payloads sums up to 0, which must go out as 0xffff.
-    let ip = Ip { source: PEER.to_vec(), target: HOST.to_vec(), ..Ip::new(UDP) };
+    let ip = Ip {
+        source: PEER.to_vec(),
+        target: HOST.to_vec(),
+        ..Ip::new(UDP)
+    };
     let header = [0, 1, 0, 2, 0, 10, 0, 0];
     let corner = checksum(&[&ip.pseudo(10), &header]);
     for value in [corner.wrapping_sub(1), corner, corner.wrapping_add(1)] {
@@ -93,29 +115,84 @@ fn padding_is_cut_off() {
 #[test]
 fn a_first_fragment_is_mended_from_the_stale_checksum() {
     for protocol in [UDP, TCP] {
-        let (here, there) =
-            (Ip::new(protocol), Ip { source: PEER.to_vec(), target: HOST.to_vec(), ..Ip::new(protocol) });
+        let (here, there) = (
+            Ip::new(protocol),
+            Ip {
+                source: PEER.to_vec(),
+                target: HOST.to_vec(),
+                ..Ip::new(protocol)
+            },
+        );
         let make = |ip: &Ip| match protocol {
             TCP => ip.tcp(&TcpHeader::default(), &noise(5, 100)),
             _ => ip.udp((1, 2), &noise(5, 100)),
         };
         let parts = |whole: &[u8], ip: &Ip| {
-            let first = Ip { fragment: 0x2000, ..ip.clone() }.packet(&whole[20..84]);
-            (first, Ip { fragment: 8, ..ip.clone() }.packet(&whole[84..]))
+            let first = Ip {
+                fragment: 0x2000,
+                ..ip.clone()
+            }
+            .packet(&whole[20..84]);
+            (
+                first,
+                Ip {
+                    fragment: 8,
+                    ..ip.clone()
+                }
+                .packet(&whole[84..]),
+            )
         };
         let (first, second) = parts(&make(&here), &here);
         let (want_first, want_second) = parts(&make(&there), &there);
         for checksums in [Checksums::Full, Checksums::Partial] {
-            assert_eq!(delivered(&cleared(&first), checksums), Ok((want_first.clone(), Kind::Other)));
-            assert_eq!(delivered(&cleared(&second), checksums), Ok((want_second.clone(), Kind::Other)));
+            assert_eq!(
+                delivered(&cleared(&first), checksums),
+                Ok((want_first.clone(), Kind::Other))
+            );
+            assert_eq!(
+                delivered(&cleared(&second), checksums),
+                Ok((want_second.clone(), Kind::Other))
+            );
         }
     }
 }
 
 #[test]
+fn the_checksum_of_a_first_fragment_is_never_zero() {
+    let ip = Ip {
+        source: PEER.to_vec(),
+        target: HOST.to_vec(),
+        ..Ip::new(UDP)
+    };
+    let corner = checksum(&[&ip.pseudo(40), &[0, 1, 0, 2, 0, 40, 0, 0]]);
+    let data = [&corner.to_be_bytes()[..], &[0; 30]].concat();
+    let whole = Ip::new(UDP).udp((1, 2), &data);
+    let sent = cleared(
+        &Ip {
+            fragment: 0x2000,
+            ..Ip::new(UDP)
+        }
+        .packet(&whole[20..44]),
+    );
+    let (got, _) = delivered(&sent, Checksums::Full).unwrap();
+    assert_eq!(word(&got, 26), 0xFFFF);
+    assert_eq!(word(&ip.udp((1, 2), &data), 26), 0xFFFF);
+}
+
+#[test]
 fn icmp_errors_quote_what_we_sent() {
-    let ours = Ip { source: HOST.to_vec(), target: PEER.to_vec(), ..Ip::new(UDP) }.udp((1, 2), &noise(9, 90));
-    let seen = Ip { source: TARGET.to_vec(), target: SENDER.to_vec(), ..Ip::new(UDP) }.udp((1, 2), &noise(9, 90));
+    let ours = Ip {
+        source: HOST.to_vec(),
+        target: PEER.to_vec(),
+        ..Ip::new(UDP)
+    }
+    .udp((1, 2), &noise(9, 90));
+    let seen = Ip {
+        source: TARGET.to_vec(),
+        target: SENDER.to_vec(),
+        ..Ip::new(UDP)
+    }
+    .udp((1, 2), &noise(9, 90));
     for cut in 20..seen.len() {
         let mut message = [&[3, 4, 0, 0, 0, 0, 4, 0xB0], &seen[..cut]].concat();
         let sum = checksum(&[&message]);
@@ -153,8 +230,16 @@ fn icmp_refused() {
 fn every_truncated_size_is_refused() {
     let packets = [
         Ip::new(TCP).tcp(&TcpHeader::default(), b"x"),
-        Ip { options: vec![1; 8], ..Ip::new(UDP) }.udp((1, 2), b"payload"),
-        Ip { fragment: 0x2000, ..Ip::new(UDP) }.udp((1, 2), b"payload!"),
+        Ip {
+            options: vec![1; 8],
+            ..Ip::new(UDP)
+        }
+        .udp((1, 2), b"payload"),
+        Ip {
+            fragment: 0x2000,
+            ..Ip::new(UDP)
+        }
+        .udp((1, 2), b"payload!"),
     ];
     for packet in packets {
         assert!(delivered(&packet, Checksums::Full).is_ok());
@@ -201,9 +286,23 @@ fn header_faults_are_refused() {
         (&[7, 5, 4, 0], "inner_options"),
     ];
     for (options, reason) in faults {
-        assert_eq!(refused(&Ip { options: options.to_vec(), ..Ip::new(UDP) }.udp((1, 2), b"")), reason);
+        assert_eq!(
+            refused(
+                &Ip {
+                    options: options.to_vec(),
+                    ..Ip::new(UDP)
+                }
+                .udp((1, 2), b"")
+            ),
+            reason
+        );
     }
-    for options in [&[0x94, 4, 0, 0][..], &[1, 1, 1, 0], &[0, 131, 131, 131], &[7, 7, 4, 0, 0, 0, 0, 0]] {
+    for options in [
+        &[0x94, 4, 0, 0][..],
+        &[1, 1, 1, 0],
+        &[0, 131, 131, 131],
+        &[7, 7, 4, 0, 0, 0, 0, 0],
+    ] {
         assert_eq!(check_options(options), Ok(()));
     }
 }
@@ -223,10 +322,33 @@ fn fragments_that_no_sender_makes_are_refused() {
         (0x0001, 8, DCCP),
     ];
     for (fragment, size, protocol) in bad {
-        assert_eq!(refused(&Ip { fragment, ..Ip::new(protocol) }.packet(&vec![0; size])), "inner_fragment");
+        assert_eq!(
+            refused(
+                &Ip {
+                    fragment,
+                    ..Ip::new(protocol)
+                }
+                .packet(&vec![0; size])
+            ),
+            "inner_fragment"
+        );
     }
-    for (fragment, size, protocol) in [(0x2000, 24, TCP), (3, 8, TCP), (0x2000, 8, UDP), (1, 5, UDP), (0x1FFC, 5, 50)] {
-        assert!(delivered(&Ip { fragment, ..Ip::new(protocol) }.packet(&vec![0; size]), Checksums::Full).is_ok());
+    for (fragment, size, protocol) in [
+        (0x2000, 24, TCP),
+        (3, 8, TCP),
+        (0x2000, 8, UDP),
+        (1, 5, UDP),
+        (0x1FFC, 5, 50),
+    ] {
+        assert!(delivered(
+            &Ip {
+                fragment,
+                ..Ip::new(protocol)
+            }
+            .packet(&vec![0; size]),
+            Checksums::Full
+        )
+        .is_ok());
     }
 }
 
@@ -237,7 +359,12 @@ fn outbound() {
     let one = Outbound::new(HOST, network, mask, None);
     let both = Outbound::new(HOST, network, mask, Some([192, 0, 2, 1]));
     let packet = |source: [u8; 4], target: [u8; 4]| {
-        Ip { source: source.to_vec(), target: target.to_vec(), ..Ip::new(UDP) }.udp((1, 2), b"data")
+        Ip {
+            source: source.to_vec(),
+            target: target.to_vec(),
+            ..Ip::new(UDP)
+        }
+        .udp((1, 2), b"data")
     };
     let good = packet(HOST, PEER);
     assert_eq!(one.destination(&good), Ok(PEER));
@@ -246,7 +373,15 @@ fn outbound() {
     for source in [[10, 42, 0, 9], PEER, [192, 0, 2, 1], [0; 4], [127, 0, 0, 1]] {
         assert_eq!(one.destination(&packet(source, PEER)), Err("tun_source"));
     }
-    for target in [HOST, [10, 42, 0, 0], [10, 42, 255, 255], [10, 43, 0, 2], [224, 0, 0, 1], [255; 4], [0; 4]] {
+    for target in [
+        HOST,
+        [10, 42, 0, 0],
+        [10, 42, 255, 255],
+        [10, 43, 0, 2],
+        [224, 0, 0, 1],
+        [255; 4],
+        [0; 4],
+    ] {
         assert_eq!(both.destination(&packet(HOST, target)), Err("tun_destination"));
         assert!(!both.is_peer(target));
     }
@@ -260,7 +395,14 @@ fn outbound() {
 
 /// Packets that are nearly right: the header fields that matter are drawn from what reaches the branches.
 pub fn nearly() -> impl Strategy<Value = Vec<u8>> {
-    let protocol = prop_oneof![Just(TCP), Just(UDP), Just(ICMP), Just(DCCP), Just(UDP_LITE), any::<u8>()];
+    let protocol = prop_oneof![
+        Just(TCP),
+        Just(UDP),
+        Just(ICMP),
+        Just(DCCP),
+        Just(UDP_LITE),
+        any::<u8>()
+    ];
     let fragment = prop_oneof![4 => Just(0u16), 4 => Just(0x4000), 2 => Just(0x2000), 1 => 0u16..16, 1 => any::<u16>()];
     let options = prop_oneof![3 => Just(0usize), 1 => 0usize..11];
     let body = prop_oneof![
@@ -270,36 +412,45 @@ pub fn nearly() -> impl Strategy<Value = Vec<u8>> {
         (0usize..90).prop_map(|size| vec![0; size]),
     ];
     let fine = prop::bool::weighted(0.7);
-    (protocol, fragment, options, body, fine, any::<[u8; 8]>(), any::<(u8, u16)>()).prop_map(
-        |(protocol, fragment, options, mut body, fine, addresses, (tos, noisy))| {
-            let size = body.len();
-            if fine && protocol == UDP && size >= 8 {
-                body[4..6].copy_from_slice(&(size as u16 - (noisy & 64) / 64).to_be_bytes());
-            }
-            if fine && protocol == ICMP && size >= 28 {
-                body[0] = [3, 4, 5, 11, 12, 0][usize::from(noisy % 6)];
-                body[8] = 0x45 + (noisy >> 8 & 1) as u8;
-                body[17] = [TCP, UDP, DCCP, UDP_LITE, 50][usize::from(noisy % 5)];
-                body[14] &= 0xE0;
-            }
-            let ip = Ip {
-                source: addresses[..4].to_vec(),
-                target: addresses[4..].to_vec(),
-                fragment,
-                tos,
-                ttl: (noisy >> 8) as u8,
-                id: noisy,
-                options: vec![1; options * 4],
-                ..Ip::new(protocol)
-            };
-            let mut packet = ip.packet(&body);
-            if !fine {
-                let length = packet.len();
-                packet[usize::from(noisy) % length] ^= tos;
-            }
-            packet
-        },
+    (
+        protocol,
+        fragment,
+        options,
+        body,
+        fine,
+        any::<[u8; 8]>(),
+        any::<(u8, u16)>(),
     )
+        .prop_map(
+            |(protocol, fragment, options, mut body, fine, addresses, (tos, noisy))| {
+                let size = body.len();
+                if fine && protocol == UDP && size >= 8 {
+                    body[4..6].copy_from_slice(&(size as u16 - (noisy & 64) / 64).to_be_bytes());
+                }
+                if fine && protocol == ICMP && size >= 28 {
+                    body[0] = [3, 4, 5, 11, 12, 0][usize::from(noisy % 6)];
+                    body[8] = 0x45 + (noisy >> 8 & 1) as u8;
+                    body[17] = [TCP, UDP, DCCP, UDP_LITE, 50][usize::from(noisy % 5)];
+                    body[14] &= 0xE0;
+                }
+                let ip = Ip {
+                    source: addresses[..4].to_vec(),
+                    target: addresses[4..].to_vec(),
+                    fragment,
+                    tos,
+                    ttl: (noisy >> 8) as u8,
+                    id: noisy,
+                    options: vec![1; options * 4],
+                    ..Ip::new(protocol)
+                };
+                let mut packet = ip.packet(&body);
+                if !fine {
+                    let length = packet.len();
+                    packet[usize::from(noisy) % length] ^= tos;
+                }
+                packet
+            },
+        )
 }
 
 proptest! {

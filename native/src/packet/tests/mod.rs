@@ -3,6 +3,7 @@
 mod coalesce;
 mod icmp;
 mod inner;
+mod roundtrip;
 mod segment;
 
 use super::*;
@@ -42,11 +43,24 @@ pub struct Ip {
 impl Ip {
     pub fn new(protocol: u8) -> Self {
         let (source, target) = (SENDER.to_vec(), TARGET.to_vec());
-        Self { source, target, protocol, fragment: 0, tos: 0, ttl: 64, id: 1, options: vec![] }
+        Self {
+            source,
+            target,
+            protocol,
+            fragment: 0,
+            tos: 0,
+            ttl: 64,
+            id: 1,
+            options: vec![],
+        }
     }
 
     pub fn v6(protocol: u8) -> Self {
-        Self { source: (1..17).collect(), target: (101..117).collect(), ..Self::new(protocol) }
+        Self {
+            source: (1..17).collect(),
+            target: (101..117).collect(),
+            ..Self::new(protocol)
+        }
     }
 
     pub fn pseudo(&self, length: usize) -> Vec<u8> {
@@ -115,7 +129,14 @@ pub struct TcpHeader {
 impl Default for TcpHeader {
     fn default() -> Self {
         let timestamps = vec![1, 1, 8, 10, 0, 1, 2, 3, 0, 4, 5, 6];
-        Self { ports: (1000, 80), sequence: 7, acknowledged: 9, flags: 0x10, window: 1024, options: timestamps }
+        Self {
+            ports: (1000, 80),
+            sequence: 7,
+            acknowledged: 9,
+            flags: 0x10,
+            window: 1024,
+            options: timestamps,
+        }
     }
 }
 

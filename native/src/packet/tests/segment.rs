@@ -5,7 +5,14 @@ use crate::packet::segment::{GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CS
 
 fn header(gso_type: u8, gso_size: u16) -> VnetHeader {
     // The kernel's hdr_len says how much of the packet lies in one piece: not to be trusted.
-    VnetHeader { flags: NEEDS_CSUM, gso_type, hdr_len: 0xFFFF, gso_size, csum_start: 20, csum_offset: 16 }
+    VnetHeader {
+        flags: NEEDS_CSUM,
+        gso_type,
+        hdr_len: 0xFFFF,
+        gso_size,
+        csum_start: 20,
+        csum_offset: 16,
+    }
 }
 
 fn cut(header: &VnetHeader, packet: &[u8]) -> Result<Vec<Vec<u8>>, &'static str> {
@@ -31,7 +38,11 @@ fn partial(ip: &Ip, mut packet: Vec<u8>, transport: usize) -> Vec<u8> {
 
 fn ips(protocol: u8) -> [(Ip, usize); 3] {
     let options = vec![1; 8];
-    let v4 = Ip { id: 0xFFFE, fragment: 0x4000, ..Ip::new(protocol) };
+    let v4 = Ip {
+        id: 0xFFFE,
+        fragment: 0x4000,
+        ..Ip::new(protocol)
+    };
     [(v4.clone(), 20), (Ip { options, ..v4 }, 28), (Ip::v6(protocol), 40)]
 }
 
@@ -46,10 +57,22 @@ fn gso_type(ip: &Ip) -> u8 {
 #[test]
 fn tcp_segments_are_those_of_a_careful_sender() {
     for (ip, transport) in ips(TCP) {
-        for (size, gso) in [(1, 1), (10, 3), (2800, 1400), (2801, 1400), (4199, 1400), (60000, 1148), (65000, 65000)] {
+        for (size, gso) in [
+            (1, 1),
+            (10, 3),
+            (2800, 1400),
+            (2801, 1400),
+            (4199, 1400),
+            (60000, 1148),
+            (65000, 65000),
+        ] {
             for ecn in [0, GSO_ECN] {
                 let data = noise(size as u64, size);
-                let tcp = TcpHeader { sequence: 0xFFFF_FF00, flags: 0xD9, ..TcpHeader::default() };
+                let tcp = TcpHeader {
+                    sequence: 0xFFFF_FF00,
+                    flags: 0xD9,
+                    ..TcpHeader::default()
+                };
                 let packet = partial(&ip, ip.tcp(&tcp, &data), transport);
                 let got = cut(&header(gso_type(&ip) | ecn, gso as u16), &packet).unwrap();
                 let pieces: Vec<_> = data.chunks(gso).collect();
@@ -59,8 +82,21 @@ fn tcp_segments_are_those_of_a_careful_sender() {
                     flags |= if index == 0 { 0x80 } else { 0 };
                     flags |= if index + 1 == pieces.len() { 0x09 } else { 0 };
                     let sequence = tcp.sequence.wrapping_add((index * gso) as u32);
-                    let ip = Ip { id: ip.id.wrapping_add(index as u16), ..ip.clone() };
-                    assert_eq!(got[index], ip.tcp(&TcpHeader { sequence, flags, ..tcp.clone() }, piece));
+                    let ip = Ip {
+                        id: ip.id.wrapping_add(index as u16),
+                        ..ip.clone()
+                    };
+                    assert_eq!(
+                        got[index],
+                        ip.tcp(
+                            &TcpHeader {
+                                sequence,
+                                flags,
+                                ..tcp.clone()
+                            },
+                            piece
+                        )
+                    );
                 }
             }
         }
@@ -70,12 +106,23 @@ fn tcp_segments_are_those_of_a_careful_sender() {
 #[test]
 fn udp_segments_are_those_of_a_careful_sender() {
     for (ip, transport) in ips(UDP) {
-        for (size, gso) in [(1, 1), (10, 3), (2800, 1400), (2801, 1400), (4199, 1400), (60000, 1172), (65000, 65000)] {
+        for (size, gso) in [
+            (1, 1),
+            (10, 3),
+            (2800, 1400),
+            (2801, 1400),
+            (4199, 1400),
+            (60000, 1172),
+            (65000, 65000),
+        ] {
             let data = noise(size as u64, size);
             let packet = partial(&ip, ip.udp((7, 9), &data), transport);
             let got = cut(&header(gso_type(&ip), gso as u16), &packet).unwrap();
             let want = data.chunks(gso).enumerate().map(|(index, piece)| {
-                let ip = Ip { id: ip.id.wrapping_add(index as u16), ..ip.clone() };
+                let ip = Ip {
+                    id: ip.id.wrapping_add(index as u16),
+                    ..ip.clone()
+                };
                 ip.udp((7, 9), piece)
             });
             assert_eq!(got, want.collect::<Vec<_>>());
@@ -109,7 +156,10 @@ fn what_does_not_agree_is_refused() {
             }
             assert_eq!(Plan::new(&right, &[&packet[..], &[0]].concat()).err(), Some("tun_gso"));
             for gso_size in [0, 101, 0xFFFF] {
-                assert_eq!(Plan::new(&header(right.gso_type, gso_size), &packet).err(), Some("tun_gso"));
+                assert_eq!(
+                    Plan::new(&header(right.gso_type, gso_size), &packet).err(),
+                    Some("tun_gso")
+                );
             }
             for gso_type in (0..=255).filter(|kind| kind & !GSO_ECN != right.gso_type) {
                 assert_eq!(Plan::new(&header(gso_type, 10), &packet).err(), Some("tun_gso"));
@@ -120,7 +170,10 @@ fn what_does_not_agree_is_refused() {
                     assert_eq!(Plan::new(&right, &packet).err(), Some("tun_gso"));
                 }
             }
-            let other = Ip { protocol: if protocol == TCP { UDP } else { TCP }, ..ip.clone() };
+            let other = Ip {
+                protocol: if protocol == TCP { UDP } else { TCP },
+                ..ip.clone()
+            };
             assert_eq!(Plan::new(&right, &make(&other)).err(), Some("tun_gso"));
             let mut wrong = packet.clone();
             if protocol == TCP {
@@ -128,7 +181,13 @@ fn what_does_not_agree_is_refused() {
                     wrong[transport + 12] = words << 4;
                     assert_eq!(Plan::new(&right, &wrong).is_err(), words < 5);
                 }
-                let short = ip.tcp(&TcpHeader { options: vec![], ..TcpHeader::default() }, &[0x60; 3]);
+                let short = ip.tcp(
+                    &TcpHeader {
+                        options: vec![],
+                        ..TcpHeader::default()
+                    },
+                    &[0x60; 3],
+                );
                 let mut wrong = short.clone();
                 wrong[transport + 12] = 0x60; // a header past the end
                 assert_eq!(Plan::new(&header(right.gso_type, 1), &wrong).err(), Some("tun_gso"));
@@ -158,7 +217,10 @@ fn vnet_header_round_trip() {
     let bytes = [1, 0x81, 2, 3, 4, 5, 6, 7, 8, 9];
     let header = VnetHeader::parse(&[&bytes[..], b"more"].concat()).unwrap();
     assert_eq!(header.to_bytes(), bytes);
-    assert_eq!((header.flags, header.gso_type, header.hdr_len), (1, 0x81, u16::from_ne_bytes([2, 3])));
+    assert_eq!(
+        (header.flags, header.gso_type, header.hdr_len),
+        (1, 0x81, u16::from_ne_bytes([2, 3]))
+    );
     assert!(header.is_gso());
     for size in 0..10 {
         assert_eq!(VnetHeader::parse(&bytes[..size]), None);
@@ -175,15 +237,30 @@ fn finishing_a_checksum() {
         };
         for size in 0..90 {
             let mut packet = partial(&ip, make(size), 20);
-            let header = VnetHeader { flags: NEEDS_CSUM, csum_start: 20, csum_offset: at, ..VnetHeader::default() };
+            let header = VnetHeader {
+                flags: NEEDS_CSUM,
+                csum_start: 20,
+                csum_offset: at,
+                ..VnetHeader::default()
+            };
             assert_eq!(finish_checksum(&header, &mut packet), Ok(()));
             assert_eq!(packet, make(size));
         }
         let mut packet = make(4);
         assert_eq!(finish_checksum(&VnetHeader::default(), &mut packet), Ok(()));
         assert_eq!(packet, make(4));
-        for (csum_start, csum_offset) in [(packet.len() as u16 - 1, 0), (20, 0xFFFF), (0xFFFF, 0xFFFF), (0xFFFF, 0)] {
-            let header = VnetHeader { flags: NEEDS_CSUM, csum_start, csum_offset, ..VnetHeader::default() };
+        for (csum_start, csum_offset) in [
+            (packet.len() as u16 - 1, 0),
+            (20, 0xFFFF),
+            (0xFFFF, 0xFFFF),
+            (0xFFFF, 0),
+        ] {
+            let header = VnetHeader {
+                flags: NEEDS_CSUM,
+                csum_start,
+                csum_offset,
+                ..VnetHeader::default()
+            };
             assert_eq!(finish_checksum(&header, &mut packet), Err("tun_checksum"));
         }
     }
