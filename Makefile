@@ -34,6 +34,7 @@ format: setup
 	@.venv/bin/ruff check --fix .
 
 bench: setup
+	@.venv/bin/pip --quiet --disable-pip-version-check install --require-hashes --requirement benchmarks/requirements.lock
 	@.venv/bin/python -m benchmarks
 
 interop: setup

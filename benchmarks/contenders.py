@@ -7,12 +7,13 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
 from benchmarks import tools
 from benchmarks.wireguard import SERVER_ADDRESS, WireGuard
-from tests.interop.debian import pqconnect_root
+from tests.interop.debian import Unavailable, pqconnect_root
 from tests.interop.pqconnect import PqconnectClient, PqconnectServer
 from tests.net.lab import SERVER4, Lab, Topology
 from tests.net.pqtun import PqtunClient, PqtunServer
@@ -30,8 +31,6 @@ class Tunnel:
 class Contender(Protocol):
     """Something that can be started and stopped, again and again."""
 
-    slow: bool  # so slow that the rates of the others would only take time
-
     def records(self) -> str:
         """What the resolver must know before start(), as zone text."""
 
@@ -44,8 +43,6 @@ class Contender(Protocol):
 
 class Veth:
     """The network without any tunnel."""
-
-    slow = False
 
     def __init__(self, lab: Lab, net: Topology) -> None:
         self._lab, self._net = lab, net
@@ -62,8 +59,6 @@ class Veth:
 
 class UserspaceWireGuard:
     """wireguard-go or boringtun."""
-
-    slow = False
 
     def __init__(self, lab: Lab, net: Topology, program: Path, *arguments: str) -> None:
         self._lab, self._net = lab, net
@@ -107,7 +102,6 @@ class Pqtun(_ByName):
         self, lab: Lab, net: Topology, name: str, engine: str, environment: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(lab, net, f"{name}.example.net")
-        self.slow = engine == "python"
         self._arguments = ("--engine", engine)
         self._serial = itertools.count()
         self.server = PqtunServer(lab, net.server, lab.directory / f"{name}-server")
@@ -138,8 +132,6 @@ class Pqtun(_ByName):
 class Pqconnect(_ByName):
     """PQConnect of Debian 13."""
 
-    slow = True
-
     def __init__(self, lab: Lab, net: Topology, name: str, root: Path) -> None:
         super().__init__(lab, net, f"{name}.example.net")
         self.server = PqconnectServer(lab, net.server, root, lab.directory / f"{name}-server")
@@ -160,12 +152,18 @@ class Pqconnect(_ByName):
         self.server.stop()
 
 
+def _native(lab: Lab, net: Topology, name: str) -> Contender:
+    if find_spec("pqtun.pump._native") is None:
+        raise Unavailable("the native engine is not built: make setup builds it where cargo is")
+    return Pqtun(lab, net, name, "native")
+
+
 def _null(lab: Lab, net: Topology, name: str) -> Contender:
     return Pqtun(lab, net, name, "native", tools.null_cipher())
 
 
 MAKERS: Mapping[str, Callable[[Lab, Topology, str], Contender]] = {
-    "pqtun-native": lambda lab, net, name: Pqtun(lab, net, name, "native"),
+    "pqtun-native": _native,
     "pqtun-null": _null,
     "pqtun-python": lambda lab, net, name: Pqtun(lab, net, name, "python"),
     "wireguard-go": lambda lab, net, name: UserspaceWireGuard(lab, net, tools.wireguard_go()),

@@ -257,5 +257,4 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "commit": head.stdout.strip(),
-        "load_before": os.getloadavg()[0],
     }

@@ -34,6 +34,7 @@ METRICS = ("tcp", "tcp4", "udp64", "udp1200", "ping", "loaded", "memory", "conta
 ALONE = ("growth", "handshakes")  # of pqtun alone, after the others
 # PQConnect moves a thousand packets a second: the rest would only say that again.
 FOR_PQCONNECT = ("tcp", "ping", "memory", "contact")
+BUSY = 0.7  # load above which something else runs
 FOR_NULL = ("tcp", "tcp4", "udp64", "udp1200", "ping")
 
 
@@ -232,6 +233,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.seconds:
         pace = Pace(options.seconds, pace.trial, pace.flood, pace.pings, pace.loaded)
     repetitions = options.repetitions or (2 if options.quick else 5)
+    load = os.getloadavg()[0]
+    if load > BUSY:
+        print(f"other programs run here (load {load:.1f}): figures will be lower than they could be", file=sys.stderr)
     began, chance = time.monotonic(), random.Random(1)
     with Lab() as lab:
         bench = Bench(lab, pace, options.metrics)
@@ -254,9 +258,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if text:
         print(f"\n{text}\nratios of the medians, in parentheses the spread of the ratios of the repetitions")
     if not (options.quick or options.no_json):
-        setting = {"repetitions": repetitions, "pace": asdict(pace), "mtu": bench.mtu, "failures": bench.failures}
-        path = report.write_json("bench", {"setting": setting, "contenders": samples.summary(), **more})
-        print(f"all samples: {path}")
+        setting = {"repetitions": repetitions, "pace": asdict(pace), "mtu": bench.mtu, "load_before": load}
+        results = {"contenders": samples.summary(), **more}
+        path = report.write_json("bench", {"setting": setting, "failures": bench.failures, **results})
+        print(f"all samples: {path}\nfor doc/performance.md: .venv/bin/python -m benchmarks.publish {path}")
     return 1 if options.check and not met else 0
 
 
