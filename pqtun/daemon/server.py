@@ -128,11 +128,11 @@ class ServerService:
         if not data.startswith(HANDSHAKE):
             raise MessageError("unknown_datagram")
         now = clock.boottime()
-        c0 = handshake.parse(data).c0
-        self._replays.check(c0, now)
-        session = handshake.respond(data, self._key.secret, self._ring.acceptable())
+        message = handshake.parse(data)
+        name = self._replays.check(message.c0, now)
+        session = handshake.respond(message, self._key.secret, self._ring.acceptable())
         try:
-            self._replays.remember(c0, now)
+            self._replays.remember(name, now)
             inner = self._tenants.take(session.tid)
             if inner is None:
                 self._evict()

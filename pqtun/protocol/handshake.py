@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from pqtun.protocol import primitives
 from pqtun.protocol.constants import (
@@ -13,7 +16,7 @@ from pqtun.protocol.constants import (
 )
 from pqtun.protocol.errors import MessageError
 from pqtun.protocol.keytree import ServerPublicKey
-from pqtun.protocol.primitives import X25519Secret, erase, hash32, kdf, mix, open_sealed, seal
+from pqtun.protocol.primitives import X25519Secret, erase, hash32, kdf, mix, open_sealed, seal, x25519_point
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +72,7 @@ class Session:
         erase(self.resume_secret)
 
 
-@dataclass(frozen=True, slots=True)
-class HandshakeMessage:
+class HandshakeMessage(NamedTuple):
     """The fields of a handshake datagram, as they are on the wire."""
 
     c0: bytes
@@ -124,8 +126,8 @@ def compose(secrets: InitiatorSecrets, server: ServerPublicKey, ephemeral: Ephem
     try:
         sealed_x25519 = seal(chain, transcript, secrets.x25519.public())  # I2
         transcript = hash32(transcript + sealed_x25519)
-        mix(chain, secrets.x25519.shared(server.x25519_pk))  # I3
-        mix(chain, secrets.x25519.shared(ephemeral.x25519_pk))  # I4
+        mix(chain, secrets.x25519.shared(x25519_point(server.x25519_pk)))  # I3
+        mix(chain, secrets.x25519.shared(x25519_point(ephemeral.x25519_pk)))  # I4
         sealed_sntrup = seal(chain, transcript, secrets.c2)  # I5
         mix(chain, secrets.k3)  # I6
         transcript = hash32(transcript + sealed_sntrup)
@@ -137,16 +139,15 @@ def compose(secrets: InitiatorSecrets, server: ServerPublicKey, ephemeral: Ephem
     return datagram, Session(bytes(tid), send_root=ti, recv_root=tr, resume_secret=rs)
 
 
-def respond(datagram: bytes, long_term: ServerSecretKey, ephemerals: Iterable[EphemeralSecretKey]) -> Session:
-    """Return the server's session for a handshake datagram, trying each ephemeral key in the order given.
+def respond(message: HandshakeMessage, long_term: ServerSecretKey, ephemerals: Iterable[EphemeralSecretKey]) -> Session:
+    """Return the server's session for a parsed handshake datagram, trying each ephemeral key in the order given.
 
-    Raises MessageError if the datagram has another type or size or does not authenticate under any key. The caller
-    keeps the replay memory (``c0`` of accepted handshakes).
+    Raises MessageError if the message does not authenticate under any key. The caller keeps the replay memory (``c0``
+    of accepted handshakes).
     """
-    message = parse(datagram)
     chain, transcript = primitives.skem_dec(message.c0, long_term.mceliece_sk), message.c0  # R1
     try:
-        client_x25519 = open_sealed(chain, transcript, message.sealed_x25519)  # R2
+        client_x25519 = x25519_point(open_sealed(chain, transcript, message.sealed_x25519))  # R2
         transcript = hash32(transcript + message.sealed_x25519)
         mix(chain, long_term.x25519.shared(client_x25519))  # R3
         for ephemeral in ephemerals:
@@ -159,7 +160,11 @@ def respond(datagram: bytes, long_term: ServerSecretKey, ephemerals: Iterable[Ep
 
 
 def _finish(
-    message: HandshakeMessage, ephemeral: EphemeralSecretKey, client_x25519: bytes, chain: bytearray, transcript: bytes
+    message: HandshakeMessage,
+    ephemeral: EphemeralSecretKey,
+    client_x25519: X25519PublicKey,
+    chain: bytearray,
+    transcript: bytes,
 ) -> Session | None:
     """R4 to R8, None if the message was not made for this ephemeral key. Erases ``chain``."""
     try:

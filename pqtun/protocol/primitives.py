@@ -133,12 +133,17 @@ class X25519Secret:
         """Return the public key, 32 bytes."""
         return self._key.public_key().public_bytes_raw()
 
-    def shared(self, public: bytes) -> bytes:
+    def shared(self, public: X25519PublicKey) -> bytes:
         """Return the 32-byte shared secret. Raises MessageError("x25519") for a public key of small order."""
         try:
-            return self._key.exchange(X25519PublicKey.from_public_bytes(public))
+            return self._key.exchange(public)
         except ValueError:
             raise MessageError("x25519") from None
+
+
+def x25519_point(public: bytes) -> X25519PublicKey:
+    """Make a public key of 32 bytes (ValueError otherwise) ready for ``X25519Secret.shared``."""
+    return X25519PublicKey.from_public_bytes(public)
 
 
 def x25519_keypair() -> tuple[bytes, bytearray]:
@@ -160,7 +165,7 @@ def x25519_public(secret: Buffer) -> bytes:
 
 def x25519(secret: Buffer, public: bytes) -> bytes:
     """Return the 32-byte shared secret. Raises MessageError("x25519") for a public key of small order."""
-    return X25519Secret(secret).shared(public)
+    return X25519Secret(secret).shared(x25519_point(public))
 
 
 def skem_keypair() -> tuple[bytes, bytes]:

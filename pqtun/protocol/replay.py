@@ -24,31 +24,28 @@ class ReplayMemory:
         self._spans: deque[tuple[float, set[bytes]]] = deque()  # when each began, and names; oldest first
         self._remembered = 0
 
-    def check(self, c0: bytes, now: float) -> None:
-        """Raise MessageError("replay") for a known ``c0``, MessageError("replay_memory_full") when there is no room.
+    def check(self, c0: bytes, now: float) -> bytes:
+        """Return the name to remember ``c0`` by. Raises MessageError: ``replay`` (known), ``replay_memory_full``.
 
         Changes nothing but what has expired: call it before the expensive work, ``remember`` after it.
         """
         while self._spans and self._spans[0][0] + SPAN + EPHEMERAL_LIFETIME <= now:
             _, forgotten = self._spans.popleft()
             self._remembered -= len(forgotten)
-        name = _name(c0)
+        name = hash32(c0)[:_NAME_BYTES]
         for _, names in self._spans:
             if name in names:
                 raise MessageError("replay")
         if self._remembered >= self._limit:
             raise MessageError("replay_memory_full")
+        return name
 
-    def remember(self, c0: bytes, now: float) -> None:
+    def remember(self, name: bytes, now: float) -> None:
         """Take note of an accepted handshake that ``check`` let pass. ``now`` is in seconds and must not go back."""
         if not self._spans or now >= self._spans[-1][0] + SPAN:
             self._spans.append((now, set()))
-        self._spans[-1][1].add(_name(c0))
+        self._spans[-1][1].add(name)
         self._remembered += 1
 
     def __len__(self) -> int:
         return self._remembered
-
-
-def _name(c0: bytes) -> bytes:
-    return hash32(c0)[:_NAME_BYTES]

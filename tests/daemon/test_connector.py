@@ -13,7 +13,7 @@ from pqtun.daemon.peers import Peer
 from pqtun.keys.cache import ServerKeyCache
 from pqtun.keys.ring import EphemeralRing
 from pqtun.keyserver.server import KeyServer, KeyServerSocket
-from pqtun.protocol.handshake import respond
+from pqtun.protocol.handshake import parse, respond
 from pqtun.protocol.keytree import KeyTree
 from tests.protocol.vectors import public_key, secret_key
 
@@ -53,7 +53,7 @@ def test_session_downloads_the_key_once(tmp_path):
             both = await asyncio.gather(*(made.session(peer(), ports, lambda *p: progress.append(p)) for _ in range(2)))
             again = await Connector(cache, clock).session(peer(), ports)
             for datagram, session in (*both, again):
-                found = respond(datagram, secret_key(), ring.acceptable())
+                found = respond(parse(datagram), secret_key(), ring.acceptable())
                 assert (found.tid, found.send_root) == (session.tid, session.recv_root)
             counted = server.counters
         assert counted["ephemeral"] == 3

@@ -51,7 +51,7 @@ def test_known_answers(case, monkeypatch):
     made, client = compose(secrets, public_key(), ephemeral)
     assert made == datagram
     server = respond(
-        datagram,
+        parse(datagram),
         secret_key(),
         [EphemeralSecretKey(field(case, "e_sntrup761_r_sk"), field(case, "e_x25519_r_sk"))],
     )
@@ -71,13 +71,13 @@ def test_initiate_and_respond_with_an_older_ephemeral_key():
     public, secret = ephemeral_pair()
     _, other = ephemeral_pair()
     datagram, client = initiate(public_key(), public)
-    server = respond(datagram, secret_key(), [other, secret])
+    server = respond(parse(datagram), secret_key(), [other, secret])
     assert (client.tid, client.send_root, client.recv_root) == (server.tid, server.recv_root, server.send_root)
     assert initiate(public_key(), public)[1].tid != client.tid
     with pytest.raises(MessageError, match="ephemeral_key"):
-        respond(datagram, secret_key(), [other])
+        respond(parse(datagram), secret_key(), [other])
     with pytest.raises(MessageError, match="ephemeral_key"):
-        respond(datagram, secret_key(), [])
+        respond(parse(datagram), secret_key(), [])
 
 
 def test_session_hides_its_secrets():
@@ -120,16 +120,15 @@ def test_any_flipped_bit_is_noticed(bit):
     forged[bit // 8] ^= 1 << (bit % 8)
     keys = [EphemeralSecretKey(field(case, "e_sntrup761_r_sk"), field(case, "e_x25519_r_sk"))]
     with pytest.raises(MessageError):
-        respond(bytes(forged), secret_key(), keys)
+        respond(parse(bytes(forged)), secret_key(), keys)
 
 
 def test_replay_memory():
     memory = ReplayMemory(limit=2)
-    memory.check(b"a", 0.0)
-    memory.remember(b"a", 0.0)
+    memory.remember(memory.check(b"a", 0.0), 0.0)
     with pytest.raises(MessageError, match="replay"):
         memory.check(b"a", 119.9)
-    memory.remember(b"b", 1.0)
+    memory.remember(memory.check(b"b", 1.0), 1.0)
     with pytest.raises(MessageError, match="replay_memory_full"):
         memory.check(b"c", 2.0)
     with pytest.raises(MessageError, match="replay"):
@@ -142,7 +141,7 @@ def test_replay_memory():
 def test_what_is_remembered_later_is_forgotten_later(second):
     memory = ReplayMemory()
     for other in range(0, 100, 7):
-        memory.remember(bytes([other]), float(other))
+        memory.remember(memory.check(bytes([other]), float(other)), float(other))
     with pytest.raises(MessageError, match="replay"):
         memory.check(bytes([second]), second + 119.9)
     memory.check(bytes([second]), second + 130.0)
