@@ -12,6 +12,7 @@ from pqtun.daemon import clock, host, privilege, report
 from pqtun.daemon.control import ControlSocket, Handler
 from pqtun.daemon.ending import stopped_or_failed
 from pqtun.daemon.engines import choose_engine, make_engine
+from pqtun.daemon.priority import behind_packets
 from pqtun.daemon.rundir import RunDirectory
 from pqtun.daemon.settings import ServerSettings
 from pqtun.daemon.supervisor import prepare, supervise
@@ -52,6 +53,10 @@ class ServerService:
     def start(self) -> None:
         """Begin to move packets."""
         self._engine.start(self.handle)
+
+    def step_back(self) -> None:
+        """Let the engine's threads have a core before handshakes do, for good."""
+        behind_packets(self._engine)
 
     def close(self) -> None:
         """Tell the clients, erase all keys and stop."""
@@ -232,6 +237,7 @@ async def _serve(
     expiry = asyncio.ensure_future(service.expire_keys())
     try:
         service.start()
+        service.step_back()
         keys.start()
         await control_socket.start()
         ready()

@@ -28,7 +28,7 @@ from pqtun.pump.engine import (
     Wanted,
 )
 from pqtun.pump.events import EventQueue
-from pqtun.pump.limits import TIMER_SECONDS
+from pqtun.pump.limits import DATAGRAM_TURN_SECONDS, TIMER_SECONDS
 
 _EVENTS: Final[dict[str, Any]] = {
     "Datagram": Datagram,
@@ -78,7 +78,7 @@ class NativeEngine:
         )
         self.workers: Final = len(tuns)
         self._loop = loop
-        self._events = EventQueue(loop)
+        self._events = EventQueue(loop, DATAGRAM_TURN_SECONDS)
         self._events_full = 0
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
