@@ -238,6 +238,38 @@ pub fn block_signals() {
     }
 }
 
+/// struct sched_attr of linux/sched/types.h, as far as it was first published.
+#[repr(C)]
+#[derive(Default)]
+struct SchedAttr {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
+/// Asks the scheduler for turns of so many nanoseconds for the calling thread (sched_setattr(2)): it gets as much time as
+/// before, in smaller pieces, and so waits less for the next one when it wakes up. Linux 6.12; older ones take no notice.
+pub fn take_short_turns(nanoseconds: u64) -> io::Result<()> {
+    let size = mem::size_of::<SchedAttr>() as u32;
+    let mut attributes = SchedAttr::default();
+    // SAFETY: the kernel writes at most `size` bytes to the structure, which has as many.
+    if unsafe { libc::syscall(libc::SYS_sched_getattr, 0, ptr::from_mut(&mut attributes), size, 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    attributes.size = size;
+    attributes.runtime = nanoseconds;
+    // SAFETY: the kernel reads the structure, whose first field is its size.
+    if unsafe { libc::syscall(libc::SYS_sched_setattr, 0, ptr::from_ref(&attributes), 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,6 +319,11 @@ mod tests {
         assert_eq!(bytes[..2500], data);
         let error = receive_messages(b.as_fd(), &mut arena, 4096, &mut received).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn short_turns_are_granted() {
+        std::thread::spawn(|| take_short_turns(200_000).unwrap()).join().unwrap();
     }
 
     #[test]
