@@ -26,10 +26,11 @@ from pqtun.protocol.constants import HANDSHAKE
 from pqtun.protocol.errors import MessageError, UserError
 from pqtun.protocol.keytree import KeyTree
 from pqtun.protocol.replay import ReplayMemory
-from pqtun.pump.engine import Control, Datagram, Dead, Engine, Event, Failed, Wanted
+from pqtun.pump.engine import Alive, Control, Datagram, Dead, Engine, Event, Failed, Wanted
 
-# One tunnel of so many goes when all private addresses are taken: to look through 65,000 takes half a second, which
-# must not come with every few handshakes.
+# When all private addresses are taken, the oldest tunnel that nothing was heard in goes, unless such are only one of so
+# many: then a new one would go before its client can say a word. In that case so many of all go at once, for to look
+# through 65,000 takes half a second, which must not come with every few handshakes.
 EVICTED_PART: Final = 16
 EXPIRE_SECONDS: Final = 1.0  # how late an ephemeral key may be erased
 
@@ -82,6 +83,8 @@ class ServerService:
                     self._counters[error.reason] += 1
             case Wanted(inner):  # nobody has this address: a client that is gone, or never was
                 self._engine.drop_held(inner, unreachable=True)
+            case Alive(tid):
+                self._tenants.heard(tid)
             case Dead(tid):
                 self._tenants.release(tid)
             case Control(tid, packet):
@@ -152,15 +155,22 @@ class ServerService:
     def _evict(self) -> None:
         """Make room: first go tunnels that nothing was ever heard in, for a handshake costs nobody anything, then those
         that were silent for longest; several at once, for to find them takes long."""
+        oldest = self._tenants.oldest_silent(EVICTED_PART)
+        if oldest is not None:
+            self._remove(oldest)
+            return
         tunnels = self._engine.stats().tunnels
         for silent in heapq.nsmallest(
             1 + len(tunnels) // EVICTED_PART,
             tunnels,
             key=lambda tunnel: (tunnel.last_received is not None, tunnel.last_received or tunnel.created),
         ):
-            self._engine.remove_tunnel(silent.tid)
-            self._tenants.release(silent.tid)
-            self._counters["evicted"] += 1
+            self._remove(silent.tid)
+
+    def _remove(self, tid: bytes) -> None:
+        self._engine.remove_tunnel(tid)
+        self._tenants.release(tid)
+        self._counters["evicted"] += 1
 
     def _control(self, tid: bytes, packet: bytes) -> None:
         answers: list[control.Item] = []

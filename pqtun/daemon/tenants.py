@@ -18,14 +18,17 @@ class Tenants:
         numbers = chain(range(_FIRST_HOST, network.num_addresses - 1), range(1, _FIRST_HOST))
         self._never_used = (number for number in numbers if number != own_number)
         self._freed: deque[int] = deque()
-        self._numbers: dict[bytes, int] = {}  # an IPv4Address takes three times the memory
+        # By tid; a number within the subnet takes a third of the memory of an IPv4Address.
+        self._silent: dict[bytes, int] = {}
+        self._heard: dict[bytes, int] = {}
+        self._newcomers: deque[bytes] = deque()  # oldest first; the first one is silent, others may be heard or gone
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._silent) + len(self._heard)
 
     def tids(self) -> list[bytes]:
         """Return the ids of all tunnels that have an address."""
-        return list(self._numbers)
+        return [*self._heard, *self._silent]
 
     def take(self, tid: bytes) -> IPv4Address | None:
         """Return an address for a new tunnel, None if all are taken."""
@@ -34,11 +37,32 @@ class Tenants:
             if not self._freed:
                 return None
             number = self._freed.popleft()
-        self._numbers[tid] = number
+        self._silent[tid] = number
+        self._newcomers.append(tid)
         return IPv4Address(self._network + number)
+
+    def heard(self, tid: bytes) -> None:
+        """Take note that a packet of a tunnel has authenticated."""
+        number = self._silent.pop(tid, None)
+        if number is not None:
+            self._heard[tid] = number
+            self._drop_newcomers()
 
     def release(self, tid: bytes) -> None:
         """Free the address of a tunnel that is gone."""
-        number = self._numbers.pop(tid, None)
+        number = self._silent.pop(tid, None)
+        if number is None:
+            number = self._heard.pop(tid, None)
         if number is not None:
             self._freed.append(number)
+            self._drop_newcomers()
+
+    def oldest_silent(self, part: int) -> bytes | None:
+        """Return the oldest tunnel that nothing was heard in, None if such are less than 1 / ``part`` of all."""
+        if not self._silent or len(self._silent) < len(self) // part:
+            return None
+        return self._newcomers[0]
+
+    def _drop_newcomers(self) -> None:
+        while self._newcomers and self._newcomers[0] not in self._silent:
+            self._newcomers.popleft()

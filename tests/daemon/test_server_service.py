@@ -121,6 +121,7 @@ def test_a_full_subnet_evicts_the_longest_silent():
         sessions = [connect(service)[1] for _ in range(5)]
         for number, session in enumerate(sessions):
             engine.tunnels[session.tid] = replace(engine.tunnels[session.tid], last_received=100.0 - number)
+            service.handle(Alive(session.tid))
         _, newest = connect(service)
         assert sessions[4].tid not in engine.tunnels
         assert str(engine.tunnels[newest.tid].inner) == "10.42.0.6"
@@ -137,6 +138,8 @@ def test_a_tunnel_that_was_never_used_goes_first():
         used, unused = sessions[0].tid, sessions[4].tid
         for session in sessions:
             engine.tunnels[session.tid] = replace(engine.tunnels[session.tid], last_received=1.0, created=0.5)
+            if session.tid != unused:
+                service.handle(Alive(session.tid))
         engine.tunnels[unused] = replace(engine.tunnels[unused], last_received=None, created=100.0)
         connect(service)
         assert used in engine.tunnels
