@@ -79,8 +79,9 @@ def make_engine(
         return PythonEngine(
             descriptors[0], udp[0], own=own, subnet=subnet, deliver_to=deliver_to, clock=clock, loop=loop
         )
-    native = importlib.import_module("pqtun.pump.native")  # only where it was built
-    engine: Engine = native.NativeEngine(
+    from pqtun.pump.native import NativeEngine  # only where it was built
+
+    return NativeEngine(
         descriptors,
         list(udp),
         own=own,
@@ -90,4 +91,3 @@ def make_engine(
         virtio=tun.vnet_header,
         offload=choice.offload.names,
     )
-    return engine

@@ -30,13 +30,16 @@ def require_root() -> None:
 
 def allow_locked_memory() -> None:
     """Let this process and its children keep ``LOCKED_BYTES`` of keys out of the swap (mlock(2))."""
-    given, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    given, most = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if given == resource.RLIM_INFINITY or given >= LOCKED_BYTES:
         return
-    try:
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (LOCKED_BYTES, LOCKED_BYTES))
-    except (OSError, ValueError):
-        pass  # root without CAP_SYS_RESOURCE: as much as it was given
+    wanted = LOCKED_BYTES if most == resource.RLIM_INFINITY else max(LOCKED_BYTES, most)
+    for limits in ((wanted, wanted), (most, most)):  # root without CAP_SYS_RESOURCE: as much as it was given
+        try:
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, limits)
+        except (OSError, ValueError):
+            continue
+        return
 
 
 def find_user(name: str) -> pwd.struct_passwd:

@@ -147,7 +147,7 @@ class NativeEngine:
 
     def offload(self) -> dict[str, str]:
         """State of each offload: on, off (by the settings), unsupported, or failed (it was used, and refused)."""
-        return dict(self._core.offload())
+        return {**dict(self._core.offload()), "multi-queue": "on" if self.workers > 1 else "off"}
 
     def close(self) -> None:
         """Erase all keys and close all descriptors."""
