@@ -79,9 +79,9 @@ class Side:
         await self.rig.settle()
         events = [self._named(event) for event in self.rig.events]
         self.rig.events.clear()
-        return Seen(events, self._delivered(), [_drain(sock) for sock in self.sockets], self._stats())
+        return Seen(events, self.delivered(), [_drain(sock) for sock in self.sockets], self._stats())
 
-    def _delivered(self) -> list[bytes]:
+    def delivered(self) -> list[bytes]:
         messages = _drain(self.rig.programs)
         self.messages += messages
         if not self.virtio:
