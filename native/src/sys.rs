@@ -323,7 +323,9 @@ mod tests {
 
     #[test]
     fn short_turns_are_granted() {
-        std::thread::spawn(|| take_short_turns(200_000).unwrap()).join().unwrap();
+        std::thread::spawn(|| take_short_turns(200_000).unwrap())
+            .join()
+            .unwrap();
     }
 
     #[test]
