@@ -37,7 +37,7 @@ class Pace:
     repetitions: int
 
 
-FULL = Pace(idle=5, stream=2, flood=1, repetitions=3)
+FULL = Pace(idle=5, stream=1.5, flood=0.7, repetitions=2)
 QUICK = Pace(idle=1, stream=1, flood=0.5, repetitions=1)
 
 

@@ -70,7 +70,10 @@ _PROCESSOR = {"cpu_gb": "both daemons", "busy_gb": "whole machine"}
 
 def _bars(axes: Axes, samples: Samples, names: Sequence[str], keys: Mapping[str, str], factor: float) -> bool:
     """A group of bars each key, with the quartiles; whether there was anything to draw."""
-    width, any_drawn = 0.8 / max(1, len(names)), False
+    keys = {key: label for key, label in keys.items() if any(samples.of(name, key) for name in names)}
+    if not keys:
+        return False
+    width = 0.8 / len(names)
     for at, name in enumerate(names):
         places, heights, below, above = [], [], [], []
         for group, key in enumerate(keys):
@@ -84,11 +87,10 @@ def _bars(axes: Axes, samples: Samples, names: Sequence[str], keys: Mapping[str,
             above.append(high - middle)
         if places:
             axes.bar(places, heights, width, yerr=[below, above], label=name, color=_COLOURS[name], capsize=2)
-            any_drawn = True
     axes.set_xticks(range(len(keys)), list(keys.values()))
     axes.legend(fontsize="small")
     axes.grid(axis="y", alpha=0.3)
-    return any_drawn
+    return True
 
 
 def _growth(steps: Sequence[Mapping[str, Any]]) -> Figure:
@@ -107,7 +109,7 @@ def _growth(steps: Sequence[Mapping[str, Any]]) -> Figure:
     left.set_ylim(bottom=0)
     left.set_ylabel("Mbit/s in all")
     left.set_title("Throughput shared by all tunnels")
-    left.legend(fontsize="small")
+    left.legend(fontsize="small", loc="best")
     right.plot(tunnels, [step["server_pss"] / 1e6 for step in steps], marker="o", color="#1b6ca8")
     right.set_ylim(bottom=0)
     right.set_ylabel("MB")

@@ -109,8 +109,10 @@ def verdicts(samples: Samples) -> list[Verdict]:
         ratio = samples.ratio(OURS, goal.other, goal.key)
         if ratio is None:
             continue
-        pairs = zip(samples.of(OURS, goal.key), samples.of(goal.other, goal.key), strict=False)
-        low, high = spread([ours / theirs for ours, theirs in pairs if theirs] or [ratio])
+        ours, theirs = samples.of(OURS, goal.key), samples.of(goal.other, goal.key)
+        if len(ours) != len(theirs):  # not measured in every repetition
+            theirs = [statistics.median(theirs)] * len(ours)
+        low, high = spread([one / other for one, other in zip(ours, theirs, strict=True) if other] or [ratio])
         found.append(Verdict(goal, ratio, low, high))
     return found
 
@@ -165,7 +167,6 @@ def _more_goals(more: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
         step = steps[1000]
         for title, key, other in (
             ("1,000 active tunnels, bulk", "bulk", "bulk_one"),
-            ("1,000 active tunnels, packet by packet", "single", "single_one"),
             ("1,000 active tunnels, TCP, to as many streams in one", "tcp", "tcp_as_many_in_one"),
         ):
             ratio = statistics.median(step[key]) / statistics.median(step[other])

@@ -12,7 +12,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +34,7 @@ METRICS = ("tcp", "tcp4", "udp64", "udp1200", "ping", "loaded", "memory", "conta
 ALONE = ("growth", "handshakes")  # of pqtun alone, after the others
 # PQConnect moves a thousand packets a second: the rest would only say that again.
 FOR_PQCONNECT = ("tcp", "ping", "memory", "contact")
+SLOW = ("pqtun-python", "pqconnect")  # not measured in every second repetition
 BUSY = 0.7  # load above which something else runs
 FOR_NULL = ("tcp", "tcp4", "udp64", "udp1200", "ping")
 
@@ -168,6 +169,15 @@ def make(bench: Bench, names: Sequence[str]) -> dict[str, Contender]:
     return made
 
 
+def turns(names: Sequence[str], repetitions: int) -> Iterator[tuple[str, str]]:
+    """Whose turn it is, and in which repetition: another order in each, always the same ones."""
+    chance = random.Random(1)
+    for number in range(repetitions):
+        for name in chance.sample(names, len(names)):
+            if name not in SLOW or number % 2 == 0:
+                yield name, f"{number + 1}/{repetitions}"
+
+
 def alone(bench: Bench, generator: Generator, quick: bool) -> dict[str, Any]:
     """Growth and handshakes, with the native engine if it is there."""
     found: dict[str, Any] = {}
@@ -236,18 +246,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load = os.getloadavg()[0]
     if load > BUSY:
         print(f"other programs run here (load {load:.1f}): figures will be lower than they could be", file=sys.stderr)
-    began, chance = time.monotonic(), random.Random(1)
+    began = time.monotonic()
     with Lab() as lab:
         bench = Bench(lab, pace, options.metrics)
         contenders = make(bench, options.only)
         bench.serve(contenders)
         with Generator(tools.load_tool(), bench.net.client, bench.net.server) as generator:
-            for repetition in range(repetitions):
-                order = chance.sample(list(contenders), len(contenders))
-                for name in order:
-                    print(f"{time.monotonic() - began:4.0f} s  {repetition + 1}/{repetitions}  {name}", file=sys.stderr)
+            try:
+                for name, text in turns(list(contenders), repetitions):
+                    print(f"{time.monotonic() - began:4.0f} s  {text}  {name}", file=sys.stderr)
                     bench.repetition(name, contenders[name], generator)
-            more = alone(bench, generator, options.quick)
+                more = alone(bench, generator, options.quick)
+            except KeyboardInterrupt:
+                bench.fail("interrupted")
+                more = {}
     samples = bench.samples
     if samples.names():
         print(report.table(samples, [name for name in contenders if name in samples.names()]))
