@@ -178,10 +178,10 @@ impl Engine {
         deadlines.push(Reverse((tunnel.deadline().to_bits(), tid)));
         // Workers that have a packet for this tunnel wait here until it is complete.
         let mut waiting = self.shared.waiting();
-        self.shared.table.insert(&tunnel);
         for (datagram, source) in waiting.early.take(&tid) {
-            lane.receiver.receive_early(&datagram, source, now);
+            lane.receiver.receive_early(&tunnel, &datagram, source, now);
         }
+        self.shared.table.insert(&tunnel);
         if let Some(first) = first {
             lane.sender.seal(&tunnel, Plaintext::Raw(first), now);
         }

@@ -80,18 +80,11 @@ impl Receiver {
         true
     }
 
-    /// Handles one datagram that waited for its tunnel.
-    pub fn receive_early(&mut self, datagram: &[u8], source: SocketAddrV4, now: f64) {
-        self.arena[..datagram.len()].copy_from_slice(datagram);
-        self.message(
-            0,
-            &Incoming {
-                len: datagram.len(),
-                source,
-                segment: 0,
-            },
-            now,
-        );
+    /// Handles one datagram that waited for its tunnel, which nobody else knows yet.
+    pub fn receive_early(&mut self, tunnel: &Arc<Tunnel>, datagram: &[u8], source: SocketAddrV4, now: f64) {
+        let length = datagram.len();
+        self.arena[..length].copy_from_slice(datagram);
+        self.run(tunnel, 0, length, length, source, now);
         self.flush();
     }
 
