@@ -50,15 +50,11 @@ def missing_tools() -> str | None:
     return None
 
 
-def without(reason: str) -> None:
+def without(reason: str, hint: str = "") -> None:
     """Go on without the native engine, or raise BaseError where it is wanted."""
     if WANTED == "yes":
         raise BaseError(f"the native engine cannot be built: {reason}")
-    print(
-        f"pqtun: warning: {reason}; only the slower Python engine gets installed (the native one needs cargo and rustc "
-        f"{NEED}, in Debian 13 the package cargo, in Debian 12 cargo-web)",
-        file=sys.stderr,
-    )
+    print(f"pqtun: warning: {reason}; only the slower Python engine gets installed{hint}", file=sys.stderr)
 
 
 class BuildPython(build_py):
@@ -66,7 +62,8 @@ class BuildPython(build_py):
 
     def run(self) -> None:
         if FAULT is not None:
-            without(FAULT)
+            debian = "in Debian 13 the package cargo, in Debian 12 cargo-web"
+            without(FAULT, f" (the native one needs cargo and rustc {NEED}, {debian})")
         super().run()
 
 
