@@ -4,6 +4,8 @@
 pub const RECEIVE_WINDOW: u64 = 4096;
 pub const SKIPPED_BLOCKS: usize = RECEIVE_WINDOW as usize / 18 + 2;
 pub const EPOCHS_AHEAD: usize = 4;
+pub const BLOCKS_AHEAD: u32 = 16;
+pub const FORGED_BLOCKS: f64 = 20_000.0;
 
 pub const HELD_PACKETS_PER_PEER: usize = 256;
 pub const HELD_SECONDS: f64 = 30.0;

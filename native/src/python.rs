@@ -251,6 +251,8 @@ fn bounds() -> Vec<(&'static str, f64)> {
         ("RECEIVE_WINDOW", limits::RECEIVE_WINDOW as f64),
         ("SKIPPED_BLOCKS", limits::SKIPPED_BLOCKS as f64),
         ("EPOCHS_AHEAD", limits::EPOCHS_AHEAD as f64),
+        ("BLOCKS_AHEAD", limits::BLOCKS_AHEAD as f64),
+        ("FORGED_BLOCKS", limits::FORGED_BLOCKS),
         ("HELD_PACKETS_PER_PEER", limits::HELD_PACKETS_PER_PEER as f64),
         ("HELD_SECONDS", limits::HELD_SECONDS),
         ("HELD_ADDRESSES", limits::HELD_ADDRESSES as f64),

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use zeroize::Zeroize;
 
 use crate::crypto::expand;
-use crate::limits::{EPOCHS_AHEAD, RECEIVE_WINDOW, SKIPPED_BLOCKS};
+use crate::limits::{BLOCKS_AHEAD, EPOCHS_AHEAD, FORGED_BLOCKS, RECEIVE_WINDOW, SKIPPED_BLOCKS};
 use crate::secret::{Pool, Secret};
 
 pub const KEY: usize = 32;
@@ -161,6 +161,7 @@ struct Epoch {
 }
 
 /// Where the key of an arriving packet comes from.
+#[derive(Clone, Copy)]
 enum Found {
     /// This block of this epoch has it.
     Kept { epoch: usize, block: usize },
@@ -179,6 +180,8 @@ pub struct ReceiveSchedule {
     pub newest: u16,
     /// When the oldest epoch is to be erased; infinite when dead.
     pub deadline: f64,
+    /// How many blocks may be derived for packets that turn out forged, at the time beside it.
+    forged: (f64, f64),
 }
 
 impl ReceiveSchedule {
@@ -191,6 +194,7 @@ impl ReceiveSchedule {
             epochs,
             newest: 0,
             deadline: now + EPOCH_LIFETIME,
+            forged: (FORGED_BLOCKS, now),
         })
     }
 
@@ -202,7 +206,8 @@ impl ReceiveSchedule {
     /// Finds the key of packet `counter` of epoch `number` and lets `open` try it; keeps what was derived if it succeeds.
     ///
     /// Refused, with the state as it was: "dead", "old_epoch", "epoch_ahead", "epoch_end", "counter_ahead", "replay" (used
-    /// already, or so late that its key was evicted), "authentication", "no_memory".
+    /// already, or so late that its key was evicted), "forged_ahead" (too many blocks were derived for forged packets),
+    /// "authentication", "no_memory".
     pub fn receive(
         &mut self,
         number: u16,
@@ -212,8 +217,39 @@ impl ReceiveSchedule {
         open: impl FnOnce(&Key) -> bool,
     ) -> Result<(), Refused> {
         let block = counter / KEYS_PER_BLOCK as u32;
+        let found = self.find(number, counter, block)?;
+        let ahead = match found {
+            Found::Kept { .. } => 0,
+            Found::Ahead { epoch } => block - self.epochs[epoch].derived,
+            Found::NewEpoch { .. } => block,
+        };
+        if ahead <= BLOCKS_AHEAD {
+            return self.try_key(found, counter, now, work, open);
+        }
+        let (left, since) = self.forged;
+        let left = FORGED_BLOCKS.min(left + (now - since).max(0.0) * FORGED_BLOCKS);
+        self.forged = (left, since.max(now));
+        if left < f64::from(ahead) {
+            return Err("forged_ahead");
+        }
+        let result = self.try_key(found, counter, now, work, open);
+        if result == Err("authentication") {
+            self.forged.0 -= f64::from(ahead);
+        }
+        result
+    }
+
+    fn try_key(
+        &mut self,
+        found: Found,
+        counter: u32,
+        now: f64,
+        work: &mut Work,
+        open: impl FnOnce(&Key) -> bool,
+    ) -> Result<(), Refused> {
+        let block = counter / KEYS_PER_BLOCK as u32;
         let place = counter as usize % KEYS_PER_BLOCK;
-        match self.find(number, counter, block)? {
+        match found {
             Found::Kept { epoch, block } => {
                 let kept = &mut self.epochs[epoch].blocks[block];
                 if !open(key_at(&*kept.keys, place)) {

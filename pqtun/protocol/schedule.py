@@ -19,7 +19,7 @@ from pqtun.protocol.constants import (
     MAX_EPOCHS,
 )
 from pqtun.protocol.errors import MessageError
-from pqtun.protocol.limits import EPOCHS_AHEAD, RECEIVE_WINDOW, SKIPPED_BLOCKS
+from pqtun.protocol.limits import BLOCKS_AHEAD, EPOCHS_AHEAD, FORGED_BLOCKS, RECEIVE_WINDOW, SKIPPED_BLOCKS
 from pqtun.protocol.primitives import Buffer, erase, expand
 
 _BLOCK_BYTES: Final = KEYS_PER_BLOCK * KEY_BYTES
@@ -201,6 +201,7 @@ class Candidate:
     def reject(self) -> None:
         """Erase what was derived; the schedule is as it was before."""
         if self._ahead is not None:
+            self._schedule.forged(len(self._ahead.blocks) - 1)
             self._ahead.erase()
         for epoch in self._new_epochs:
             epoch.erase()
@@ -216,6 +217,7 @@ class ReceiveSchedule:
         self._epochs = {epoch: _ReceiveEpoch(epoch, chain_key, now)}  # oldest first
         self.newest = epoch
         self.deadline = now + EPOCH_LIFETIME  # when the oldest epoch is to be erased; infinite when dead
+        self._forged = FORGED_BLOCKS, now  # blocks that may be derived for packets that turn out forged, at that time
 
     @property
     def dead(self) -> bool:
@@ -226,9 +228,10 @@ class ReceiveSchedule:
         """Return the key for the packet ``counter`` of epoch ``number``, without changing state.
 
         Raises MessageError: ``dead``, ``old_epoch``, ``epoch_ahead``, ``counter_ahead``, ``replay`` (used already, or
-        so late that its key was evicted).
+        so late that its key was evicted), ``forged_ahead`` (too many blocks were derived for forged packets).
         """
         epoch = self._epochs.get(number)
+        block_number, index = divmod(counter, KEYS_PER_BLOCK)
         new_epochs: list[_ReceiveEpoch] = []
         next_root: bytearray | None = None
         if epoch is None:
@@ -240,11 +243,13 @@ class ReceiveSchedule:
                 raise MessageError("epoch_ahead")
             if counter >= RECEIVE_WINDOW:
                 raise MessageError("counter_ahead")
+            self._bound_forged(block_number, now)
             new_epochs, next_root = self._epochs_ahead(number, now)
             epoch = new_epochs[-1]
         elif counter >= epoch.expected + RECEIVE_WINDOW:
             raise MessageError("counter_ahead")
-        block_number, index = divmod(counter, KEYS_PER_BLOCK)
+        else:
+            self._bound_forged(block_number - epoch.derived, now)
         ahead: _Ahead | None = None
         block = epoch.blocks.get(block_number)
         if block is None:
@@ -266,6 +271,12 @@ class ReceiveSchedule:
             self.newest = epoch.number
         while len(self._epochs) > MAX_EPOCHS:
             self._drop(next(iter(self._epochs)))
+
+    def forged(self, blocks: int) -> None:
+        """Count blocks that were derived ahead for a packet that did not authenticate."""
+        if blocks > BLOCKS_AHEAD:
+            left, now = self._forged
+            self._forged = left - blocks, now
 
     def bound_skipped(self) -> None:
         """Erase skipped packet keys beyond the bound, those of the oldest epochs first."""
@@ -293,6 +304,14 @@ class ReceiveSchedule:
         for number in list(self._epochs):
             self._drop(number)
         erase(self._next_root)
+
+    def _bound_forged(self, blocks: int, now: float) -> None:
+        if blocks > BLOCKS_AHEAD:
+            left, since = self._forged
+            left = min(FORGED_BLOCKS, left + max(now - since, 0.0) * FORGED_BLOCKS)
+            self._forged = left, max(since, now)
+            if left < blocks:
+                raise MessageError("forged_ahead")
 
     def _drop(self, number: int) -> None:
         self._epochs.pop(number).erase()
