@@ -33,6 +33,7 @@ Buffer = bytes | bytearray | memoryview
 
 ZERO_NONCE = bytes(12)  # every AEAD key is used for one message only
 _ZEROS = bytes(KEY_BYTES)
+_LONG_TEXT = bytes(2048)  # the widest vectors take 16 or 32 blocks of 64 bytes at a time
 _KDF_INPUT = Struct("<Q8sQ8s")  # block counter and nonce of the first stream, those of the second
 
 # The packages that find these libraries would copy all secrets to memory that nobody erases. Calls of a microsecond
@@ -232,3 +233,8 @@ def expand(key: bytearray, out: bytearray) -> None:
 def erase(secret: bytearray) -> None:
     """Overwrite a secret with zeros."""
     secret[:] = bytes(len(secret))
+
+
+def clear_registers() -> None:
+    """Overwrite the key that ``seal`` or ``open_sealed`` has left in vector registers: with zeros, in a long text."""
+    seal(_ZEROS, b"", _LONG_TEXT)

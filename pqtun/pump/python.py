@@ -22,6 +22,7 @@ from pqtun.protocol.constants import (
 )
 from pqtun.protocol.errors import MessageError
 from pqtun.protocol.handshake import Session
+from pqtun.protocol.primitives import clear_registers
 from pqtun.protocol.tunnel import Tunnel
 from pqtun.pump.early import EarlyPackets
 from pqtun.pump.engine import (
@@ -128,6 +129,7 @@ class PythonEngine:
             self._send(link, first, now)
         for packet in self._held.take(inner.packed):
             self._send(link, clear_destination(packet), now)
+        clear_registers()
 
     def remove_tunnel(self, tid: bytes) -> None:
         """Erase and forget a tunnel."""
@@ -165,6 +167,7 @@ class PythonEngine:
             self._drops["send_unknown_tunnel"] += 1
         else:
             self._send(link, packet, self._clock())
+            clear_registers()
 
     def offload(self) -> dict[str, str]:
         """Return nothing: each packet is read and written by itself."""
@@ -204,6 +207,10 @@ class PythonEngine:
     # -- from the programs to the network --------------------------------------------------------
 
     def _on_tun(self) -> None:
+        self._read_tun()
+        clear_registers()
+
+    def _read_tun(self) -> None:
         now = self._clock()
         if now >= self._deadline:
             self._expire(now)
@@ -282,6 +289,10 @@ class PythonEngine:
     # -- from the network to the programs --------------------------------------------------------
 
     def _on_udp(self) -> None:
+        self._read_udp()
+        clear_registers()
+
+    def _read_udp(self) -> None:
         now = self._clock()
         if now >= self._deadline:
             self._expire(now)
