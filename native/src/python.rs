@@ -5,10 +5,10 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
+use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
-use zeroize::Zeroize;
 
 use crate::clock::Clock;
 use crate::drops::Drops;
@@ -16,7 +16,7 @@ use crate::engine::{AddError, Engine, Place};
 use crate::events::Event;
 use crate::limits;
 use crate::offload::{State, Wanted};
-use crate::schedule::Key;
+use crate::schedule::{work, Key, Work, KEY};
 use crate::secret;
 use crate::sys;
 
@@ -128,12 +128,10 @@ impl Core {
         endpoint: Endpoint,
         first: Option<&[u8]>,
     ) -> PyResult<()> {
-        let mut roots: (Key, Key) = (send_root.extract()?, receive_root.extract()?);
-        let result = self
-            .engine
-            .add_tunnel(tid, (&roots.0, &roots.1), inner, address(endpoint)?, first);
-        roots.0.zeroize();
-        roots.1.zeroize();
+        let endpoint = address(endpoint)?;
+        let (mut send, mut receive) = (work()?, work()?);
+        let roots = (root(send_root, &mut send)?, root(receive_root, &mut receive)?);
+        let result = self.engine.add_tunnel(tid, roots, inner, endpoint, first);
         result.map_err(|error| match error {
             AddError::NotAPeer => PyValueError::new_err(format!("{} cannot stand for a peer", Ipv4Addr::from(inner))),
             AddError::Exists => PyValueError::new_err("this tunnel exists already"),
@@ -222,6 +220,16 @@ impl Core {
     fn close(&mut self, py: Python<'_>) {
         py.detach(|| self.engine.close());
     }
+}
+
+/// Copies a root (bytes-like) to memory that is erased after use, and nowhere else.
+fn root<'a>(given: &Bound<'_, PyAny>, place: &'a mut Work) -> PyResult<&'a Key> {
+    let bytes = PyBuffer::<u8>::get(given)?;
+    if bytes.item_count() != KEY {
+        return Err(PyValueError::new_err("a root has 32 bytes"));
+    }
+    bytes.copy_to_slice(given.py(), &mut place[..KEY])?;
+    Ok(place.first_chunk().expect("there is room for more than one key"))
 }
 
 fn address((ip, port): Endpoint) -> PyResult<SocketAddrV4> {

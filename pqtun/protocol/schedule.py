@@ -47,7 +47,7 @@ def _next_block(chain_key: bytearray) -> bytearray:
     """Move ``chain_key`` on in place and return the 18 packet keys before it, 576 bytes."""
     stream = bytearray(_STREAM_BYTES)
     expand(chain_key, stream)
-    chain_key[:] = stream[:KEY_BYTES]
+    memoryview(chain_key)[:] = memoryview(stream)[:KEY_BYTES]  # a slice of a bytearray would be one more copy
     block = stream[KEY_BYTES:]
     erase(stream)
     return block
