@@ -487,3 +487,7 @@ fn derive(work: &mut Work, skipped: u32) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+#[path = "schedule_tests.rs"]
+mod tests;

@@ -187,3 +187,7 @@ impl Early {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "waiting_tests.rs"]
+mod tests;
