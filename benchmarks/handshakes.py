@@ -99,7 +99,6 @@ class Server:
     def start(self) -> None:
         """What a server's worker does at its start, and a count of the events."""
         self.engine.start(self._handle)
-        self.service.step_back()
 
     def _handle(self, event: Event) -> None:
         self.service.handle(event)

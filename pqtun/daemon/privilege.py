@@ -7,6 +7,7 @@ import resource
 import signal
 from typing import Final
 
+from pqtun.daemon.priority import allow_own_niceness
 from pqtun.protocol.errors import UserError
 
 # linux/prctl.h
@@ -68,6 +69,7 @@ def drop(user: pwd.struct_passwd) -> None:
 
     Raises UserError if capabilities are left, OSError if the kernel refuses a step.
     """
+    allow_own_niceness()
     for capability in range(_LAST_CAPABILITY + 1):
         _prctl(_PR_CAPBSET_DROP, capability, may_fail=True)  # a number past the kernel's last capability
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)

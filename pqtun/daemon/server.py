@@ -47,6 +47,7 @@ class ServerService:
         self._ring = EphemeralRing(clock.wall, clock.boottime)
         self._replays = ReplayMemory()
         self._tenants = Tenants(tun.address)
+        self._behind_packets = behind_packets(engine)
         self._counters: Counter[str] = Counter()
         self.key_server = KeyServer(KeyTree(key.public), self._ring)
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -54,10 +55,6 @@ class ServerService:
     def start(self) -> None:
         """Begin to move packets."""
         self._engine.start(self.handle)
-
-    def step_back(self) -> None:
-        """Let the engine's threads have a core before handshakes do, for good."""
-        behind_packets(self._engine)
 
     def close(self) -> None:
         """Tell the clients, erase all keys and stop."""
@@ -138,7 +135,8 @@ class ServerService:
         now = clock.boottime()
         message = handshake.parse(data)
         name = self._replays.check(message.c0, now)
-        session = handshake.respond(message, self._key.secret, self._ring.acceptable())
+        with self._behind_packets():
+            session = handshake.respond(message, self._key.secret, self._ring.acceptable())
         try:
             self._replays.remember(name, now)
             inner = self._tenants.take(session.tid)
@@ -247,7 +245,6 @@ async def _serve(
     expiry = asyncio.ensure_future(service.expire_keys())
     try:
         service.start()
-        service.step_back()
         keys.start()
         await control_socket.start()
         ready()
