@@ -80,8 +80,9 @@ impl Events {
 
     /// Takes all events.
     pub fn take(&self) -> VecDeque<Event> {
-        let mut queue = self.lock();
+        // First this: an event that comes in between says so again.
         let _ = rustix::io::read(&self.ready, &mut [0; 8]);
+        let mut queue = self.lock();
         queue.datagrams = 0;
         queue.peer_events = 0;
         std::mem::take(&mut queue.events)

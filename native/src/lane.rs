@@ -106,8 +106,7 @@ impl Lane {
             scrub_stack();
         }
         for drops in [&mut self.sender.drops, &mut self.receiver.drops] {
-            if !drops.is_empty() {
-                self.shared.drops().merge(drops);
+            if !drops.is_empty() && self.shared.merge_drops(drops, !busy) {
                 drops.clear();
             }
         }

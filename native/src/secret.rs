@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use memmap2::{Advice, MmapMut};
 use zeroize::Zeroize;
@@ -22,55 +22,74 @@ pub fn memory() -> (usize, usize) {
     )
 }
 
+type Slots<const N: usize> = Vec<&'static mut [u8; N]>;
+
+/// Parts of a pool: more than there are threads at it at once.
+const PARTS: usize = 8;
+
 /// A pool of slots of `N` bytes. It grows by whole chunks, up to the most that was ever used at once, and never shrinks.
+///
+/// Nobody waits here: a part that another thread has, which may not be running, is passed over.
 pub struct Pool<const N: usize> {
-    free: Mutex<Vec<&'static mut [u8; N]>>,
+    parts: [Mutex<Slots<N>>; PARTS],
 }
 
 impl<const N: usize> Pool<N> {
     #[allow(clippy::new_without_default)] // a Default is not const
     pub const fn new() -> Self {
         Pool {
-            free: Mutex::new(Vec::new()),
+            parts: [const { Mutex::new(Vec::new()) }; PARTS],
         }
     }
 
     /// Takes a slot, all zeros. The error is the kernel's: no memory.
     pub fn take(&'static self) -> io::Result<Secret<N>> {
-        let mut free = self.lock();
-        if free.is_empty() {
-            grow(&mut free)?;
-        }
-        let bytes = free.pop().ok_or(io::ErrorKind::OutOfMemory)?;
+        let bytes = match self.free_parts().find_map(|mut part| part.pop()) {
+            Some(bytes) => bytes,
+            None => self.grow()?,
+        };
         Ok(Secret {
             pool: self,
             bytes: Some(bytes),
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<&'static mut [u8; N]>> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    fn free_parts(&self) -> impl Iterator<Item = MutexGuard<'_, Slots<N>>> {
+        self.parts.iter().filter_map(|part| match part.try_lock() {
+            Ok(slots) => Some(slots),
+            Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        })
     }
-}
 
-fn grow<const N: usize>(free: &mut Vec<&'static mut [u8; N]>) -> io::Result<()> {
-    let map = MmapMut::map_anon(CHUNK_BYTES)?;
-    // Both are best effort: an old kernel or a low limit must not stop the service. What is not locked is counted.
-    let _ = map.advise(Advice::DontDump);
-    let counter = if map.lock().is_ok() {
-        &LOCKED_BYTES
-    } else {
-        &UNLOCKED_BYTES
-    };
-    counter.fetch_add(CHUNK_BYTES, Ordering::Relaxed);
-    let memory: &'static mut MmapMut = Box::leak(Box::new(map));
-    free.reserve(CHUNK_BYTES / N);
-    free.extend(
-        memory
+    /// Calls `put` with a part that no other thread has at the moment.
+    fn with_part<T>(&self, put: impl FnOnce(&mut Slots<N>) -> T) -> T {
+        loop {
+            if let Some(mut part) = self.free_parts().next() {
+                return put(&mut part);
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    fn grow(&self) -> io::Result<&'static mut [u8; N]> {
+        let map = MmapMut::map_anon(CHUNK_BYTES)?;
+        // Both are best effort: an old kernel or a low limit must not stop the service. What is not locked is counted.
+        let _ = map.advise(Advice::DontDump);
+        let counter = if map.lock().is_ok() {
+            &LOCKED_BYTES
+        } else {
+            &UNLOCKED_BYTES
+        };
+        counter.fetch_add(CHUNK_BYTES, Ordering::Relaxed);
+        let memory: &'static mut MmapMut = Box::leak(Box::new(map));
+        let mut slots = memory
             .chunks_exact_mut(N)
-            .filter_map(|slot| <&mut [u8; N]>::try_from(slot).ok()),
-    );
-    Ok(())
+            .filter_map(|slot| <&mut [u8; N]>::try_from(slot).ok());
+        let first = slots.next().ok_or(io::ErrorKind::OutOfMemory)?;
+        self.with_part(|part| part.extend(slots));
+        Ok(first)
+    }
 }
 
 /// A slot in use. Dropping it overwrites it and gives it back.
@@ -97,7 +116,7 @@ impl<const N: usize> Drop for Secret<N> {
     fn drop(&mut self) {
         if let Some(bytes) = self.bytes.take() {
             bytes.zeroize();
-            self.pool.lock().push(bytes);
+            self.pool.with_part(|part| part.push(bytes));
         }
     }
 }
@@ -108,6 +127,10 @@ mod tests {
 
     static POOL: Pool<96> = Pool::new();
 
+    fn free() -> usize {
+        POOL.free_parts().map(|part| part.len()).sum()
+    }
+
     #[test]
     fn slots_come_back_as_zeros() {
         let mut slots: Vec<_> = (0..2 * CHUNK_BYTES / 96).map(|_| POOL.take().unwrap()).collect();
@@ -115,12 +138,24 @@ mod tests {
             assert_eq!(**slot, [0; 96]);
             slot.fill(7);
         }
-        let there = POOL.lock().len();
+        let there = free();
         let count = slots.len();
         drop(slots);
-        assert_eq!(POOL.lock().len(), there + count);
+        assert_eq!(free(), there + count);
         assert_eq!(*POOL.take().unwrap(), [0; 96]);
         let (locked, unlocked) = memory();
         assert!(locked + unlocked >= 2 * CHUNK_BYTES);
+    }
+
+    static BUSY: Pool<64> = Pool::new();
+
+    #[test]
+    fn nobody_waits_for_a_thread_that_stands_still() {
+        let first = BUSY.take().unwrap();
+        let held = BUSY.parts[0].try_lock().unwrap();
+        drop(first);
+        drop((BUSY.take().unwrap(), BUSY.take().unwrap()));
+        drop(held);
+        assert_eq!(BUSY.free_parts().count(), PARTS);
     }
 }

@@ -61,6 +61,16 @@ impl Shared {
         self.drops.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Adds the counters of a worker; false if another thread is at them, and the worker does not `wait`.
+    pub fn merge_drops(&self, drops: &Drops, wait: bool) -> bool {
+        match self.drops.try_lock() {
+            Ok(mut all) => all.merge(drops),
+            Err(_) if !wait => return false,
+            Err(_) => self.drops().merge(drops),
+        }
+        true
+    }
+
     pub fn report(&self, event: Event, drops: &mut Drops) {
         if !self.events.put(event) {
             drops.count("events_full");
