@@ -36,7 +36,7 @@ def behind_packets(engine: Engine) -> Place:
     if engine.name != "native" or own >= NICE:
         return contextlib.nullcontext
 
-    # setpriority(2): on Linux 0 is the calling thread alone. Threads that it starts inherit it; the engine's were there before.
+    # setpriority(2): on Linux 0 is the calling thread alone. Threads that it starts inherit it; the engine's are there.
     def step_back() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
 
