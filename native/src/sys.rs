@@ -16,7 +16,6 @@ pub const MAX_SEGMENTS: usize = 64;
 // linux/udp.h, linux/if_tun.h
 const UDP_SEGMENT: libc::c_int = 103;
 const UDP_GRO: libc::c_int = 104;
-const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
 pub const TUN_F_CSUM: u32 = 0x01;
 pub const TUN_F_TSO4: u32 = 0x02;
 pub const TUN_F_TSO6: u32 = 0x04;
@@ -24,10 +23,15 @@ pub const TUN_F_TSO_ECN: u32 = 0x08;
 pub const TUN_F_USO4: u32 = 0x20;
 pub const TUN_F_USO6: u32 = 0x40;
 
+/// Bytes of the length that begins a control message: 8, or 4 where pointers have 32 bits.
+const WORD: usize = mem::size_of::<usize>();
+/// CMSG_SPACE(sizeof(int)), as cmsg(3) lays it out: length, level, type, data, each message a multiple of `WORD`.
+const CONTROL: usize = 2 * WORD + 8;
+
 /// Room for one control message with an int or a u16, aligned as cmsg(3) asks for.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
-struct Control([u8; 24]);
+struct Control([u8; CONTROL]);
 
 /// What is to be sent: one datagram, or several of `segment` bytes each (the last may be shorter).
 #[derive(Clone, Copy)]
@@ -76,7 +80,7 @@ pub fn send_messages(socket: BorrowedFd, messages: &[Outgoing]) -> io::Result<us
         [libc::iovec; MAX_MESSAGES],
         [libc::sockaddr_in; MAX_MESSAGES],
     ) = unsafe { mem::zeroed() };
-    let mut controls = [Control([0; 24]); MAX_MESSAGES];
+    let mut controls = [Control([0; CONTROL]); MAX_MESSAGES];
     for (i, message) in messages.iter().take(count).enumerate() {
         names[i] = libc::sockaddr_in {
             sin_family: libc::AF_INET as libc::sa_family_t,
@@ -97,7 +101,7 @@ pub fn send_messages(socket: BorrowedFd, messages: &[Outgoing]) -> io::Result<us
         header.msg_iovlen = 1;
         if message.segment != 0 {
             header.msg_control = ptr::from_mut(&mut controls[i]).cast();
-            header.msg_controllen = 24; // CMSG_SPACE(sizeof(u16))
+            header.msg_controllen = CONTROL;
             put_control(&mut controls[i], UDP_SEGMENT, &message.segment.to_ne_bytes());
         }
     }
@@ -133,7 +137,7 @@ pub fn receive_messages(
         [libc::iovec; MAX_MESSAGES],
         [libc::sockaddr_in; MAX_MESSAGES],
     ) = unsafe { mem::zeroed() };
-    let mut controls = [Control([0; 24]); MAX_MESSAGES];
+    let mut controls = [Control([0; CONTROL]); MAX_MESSAGES];
     for (i, piece) in arena.chunks_exact_mut(slot).take(count).enumerate() {
         slices[i] = libc::iovec {
             iov_base: piece.as_mut_ptr().cast(),
@@ -145,7 +149,7 @@ pub fn receive_messages(
         header.msg_iov = &mut slices[i];
         header.msg_iovlen = 1;
         header.msg_control = ptr::from_mut(&mut controls[i]).cast();
-        header.msg_controllen = 24;
+        header.msg_controllen = CONTROL;
     }
     // SAFETY: every pointer in the first `count` headers is to an element of an array above or into the caller's
     // arena, disjoint and alive until the call returns, with their lengths beside them.
@@ -175,18 +179,18 @@ pub fn receive_messages(
     Ok(got as usize)
 }
 
-/// Writes one SOL_UDP control message, as cmsg(3) lays it out: length (8 bytes), level, type, data.
+/// Writes one SOL_UDP control message.
 fn put_control(control: &mut Control, kind: libc::c_int, data: &[u8]) {
-    control.0[..8].copy_from_slice(&(16 + data.len()).to_ne_bytes());
-    control.0[8..12].copy_from_slice(&libc::SOL_UDP.to_ne_bytes());
-    control.0[12..16].copy_from_slice(&kind.to_ne_bytes());
-    control.0[16..16 + data.len()].copy_from_slice(data);
+    control.0[..WORD].copy_from_slice(&(WORD + 8 + data.len()).to_ne_bytes());
+    control.0[WORD..WORD + 4].copy_from_slice(&libc::SOL_UDP.to_ne_bytes());
+    control.0[WORD + 4..WORD + 8].copy_from_slice(&kind.to_ne_bytes());
+    control.0[WORD + 8..WORD + 8 + data.len()].copy_from_slice(data);
 }
 
 fn segment_of(control: &Control, length: usize) -> usize {
     let word = |at: usize| i32::from_ne_bytes([control.0[at], control.0[at + 1], control.0[at + 2], control.0[at + 3]]);
-    if length >= 20 && word(8) == libc::SOL_UDP && word(12) == UDP_GRO {
-        usize::try_from(word(16)).unwrap_or(0)
+    if length >= WORD + 12 && word(WORD) == libc::SOL_UDP && word(WORD + 4) == UDP_GRO {
+        usize::try_from(word(WORD + 8)).unwrap_or(0)
     } else {
         0
     }
@@ -222,7 +226,7 @@ fn set_option(socket: BorrowedFd, name: libc::c_int, value: libc::c_int) -> io::
 /// Tells a TUN device which offloads its reader understands (TUNSETOFFLOAD, Documentation/networking/tuntap.rst).
 pub fn set_tun_offload(tun: BorrowedFd, flags: u32) -> io::Result<()> {
     // SAFETY: this request takes its argument by value.
-    if unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(flags)) } < 0 {
+    if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())

@@ -15,7 +15,7 @@ SKIPPED_BLOCKS: Final = RECEIVE_WINDOW // 18 + 2
 EPOCHS_AHEAD: Final = 4
 
 # Any packet may have so many blocks derived, which a loss of 288 packets in a row takes. One that is further ahead may
-# while its tunnel has derived fewer than FORGED_BLOCKS for forged packets of the last second: they cost 1 % of a core in
-# the native engine, where without a bound 9000 forged packets a second, 6 Mbit/s, took all of it.
+# while its tunnel has derived fewer than FORGED_BLOCKS for forged packets of the last second: they cost 1 % of a core
+# in the native engine; without a bound 9000 forged packets a second, 6 Mbit/s, took all of it.
 BLOCKS_AHEAD: Final = 16
 FORGED_BLOCKS: Final = 20_000.0
