@@ -271,12 +271,14 @@ impl Engine {
             let Some(tunnel) = self.shared.table.tunnel(&tid) else {
                 continue;
             };
-            if tunnel.expire(now) {
+            // One look, because a worker with a later clock may be expiring it too.
+            let deadline = tunnel.expire(now);
+            if deadline.is_infinite() {
                 // At once: a tid that was removed and added again is due twice.
                 forget(&self.shared, &tid);
                 let _ = self.shared.events.put(Event::Dead(tid)); // bounded by the tunnels
             } else {
-                deadlines.push(Reverse((tunnel.deadline().to_bits(), tid)));
+                deadlines.push(Reverse((deadline.to_bits(), tid)));
             }
         }
         next - now

@@ -143,9 +143,9 @@ impl Tunnel {
         side
     }
 
-    /// Erases what is due; says whether the tunnel is dead.
-    pub fn expire(&self, now: f64) -> bool {
-        self.receive_side(now).keys.dead()
+    /// Erases what is due; returns when there is something to do next, infinite when the tunnel is dead.
+    pub fn expire(&self, now: f64) -> f64 {
+        self.receive_side(now).keys.deadline
     }
 
     /// Overwrites every secret; the tunnel is dead afterwards.
@@ -183,13 +183,15 @@ impl Tunnel {
         let (text, tag) = rest.split_at_mut(rest.len() - TAG);
         let tag: &[u8; TAG] = (&*tag).try_into().map_err(|_| "length")?;
         let before = side.keys.newest;
-        side.keys
-            .receive(epoch, counter, now, work, |key| cipher.open(key, header, text, tag))?;
+        let received = side
+            .keys
+            .receive(epoch, counter, now, work, |key| cipher.open(key, header, text, tag));
         if side.keys.newest != before {
             self.note(side);
             // The peer's epoch is at most 65535, so that ours, which follows it, cannot end here.
             let _ = self.send_side().keys.step_up_to(epoch, now);
         }
+        received?;
         let heard = Heard {
             first: side.last_received.is_none(),
             moved: self.moved(side, (epoch, counter), source),
