@@ -97,6 +97,13 @@ impl Receiver {
             .map(|_| ())
     }
 
+    /// Forgets what is not written yet: after a panic its place in the arena holds whatever comes next.
+    pub fn forget(&mut self) {
+        if let Some(coalescer) = &mut self.coalescer {
+            coalescer.clear();
+        }
+    }
+
     /// Leaves no key behind.
     pub fn wipe(&mut self) {
         self.cipher.wipe();
@@ -224,19 +231,26 @@ impl Receiver {
             let Err(error) = (&*self.tun).write_vectored(&slices[..count]) else {
                 continue;
             };
+            // Memory that is short for the moment says nothing about the kernel.
+            let passing = matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM));
             let mut failed = Some(error);
+            let mut lost = 1;
             if run.count() > 1 {
                 // The kernel does not take the whole. If it takes the parts, it will get only parts from now on.
                 failed = None;
+                lost = 0;
                 for (start, delivery) in run.packets() {
                     let head = VnetHeader::single(delivery.kind).to_bytes();
                     let packet = [
                         IoSlice::new(&head),
                         IoSlice::new(&self.arena[start..start + delivery.len]),
                     ];
-                    failed = (&*self.tun).write_vectored(&packet).err().or(failed);
+                    if let Err(error) = (&*self.tun).write_vectored(&packet) {
+                        failed = Some(error);
+                        lost += 1;
+                    }
                 }
-                if failed.is_none() {
+                if failed.is_none() && !passing {
                     self.shared.offload.tun_gro.fail();
                 }
             }
@@ -250,10 +264,10 @@ impl Receiver {
                     None => None,
                 };
                 match drops {
-                    Some(tunnel) => tunnel.count_unwritten(&error, run.count()),
+                    Some(tunnel) => tunnel.count_unwritten(&error, lost),
                     None => self
                         .drops
-                        .add(("tun_write", error.raw_os_error().unwrap_or(0)), run.count() as u64),
+                        .add(("tun_write", error.raw_os_error().unwrap_or(0)), lost as u64),
                 }
             }
         }
@@ -299,3 +313,7 @@ fn tid_of(datagram: &[u8]) -> Option<Tid> {
 fn source_of(packet: &[u8]) -> Option<[u8; 4]> {
     packet.get(12..16)?.try_into().ok()
 }
+
+#[cfg(test)]
+#[path = "receiver_tests.rs"]
+mod tests;

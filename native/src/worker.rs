@@ -71,6 +71,7 @@ fn work(mut lane: Lane, tun: &File, socket: &UdpSocket, stop: &Stop) {
                 busy
             }
             Err(_) => {
+                lane.receiver.forget();
                 lane.shared.drops().count("internal_error");
                 true
             }
