@@ -71,15 +71,20 @@ class Host:
         return json.loads(self.answers.readline())
 
     def settle(self) -> None:
-        """Wait until the turns of the engine have ended that had to do with what was sent until now."""
+        """Wait until the engine has done all that it has to do with what was sent until now, and rests."""
         probes = ("tun_not_ipv4", "tunnel_short")
         before = self.order("drops")
         self.programs.send(b"\0")
         self.peer.sendto(TUNNEL, self.address)
         end = time.monotonic() + TIMEOUT
-        while not all(self.order("drops").get(probe, 0) > before.get(probe, 0) for probe in probes):
+        while not all(self.order("drops").get(probe, 0) > before.get(probe, 0) for probe in probes) or not self.rests():
             assert time.monotonic() < end
             time.sleep(0.001)
+
+    def rests(self) -> bool:
+        """Whether all threads sleep (proc(5), stat)."""
+        stats = [task.read_text() for task in Path(f"/proc/{self.pid}/task").glob("*/stat")]
+        return all(stat.rpartition(")")[2].split()[0] == "S" for stat in stats)
 
     def clock(self, now: float) -> None:
         self.now = now
