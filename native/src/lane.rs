@@ -57,12 +57,20 @@ impl Lane {
         })
     }
 
+    /// Whether packets of programs have to wait until the socket takes datagrams again.
+    pub fn blocked(&self) -> bool {
+        self.sender.blocked()
+    }
+
     /// Reads packets of programs, and sends them.
     pub fn from_tun(&mut self, now: f64) -> Outcome {
         let mut outcome = Outcome::Nothing;
+        if self.blocked() {
+            self.sender.flush(now);
+        }
         let mut bytes = 0;
         for _ in 0..READS {
-            if bytes >= READ_BYTES {
+            if bytes >= READ_BYTES || self.blocked() {
                 break;
             }
             match (&*self.tun).read(&mut self.buffer) {

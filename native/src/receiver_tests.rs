@@ -5,32 +5,15 @@ use std::os::fd::OwnedFd;
 
 use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
 
-use crate::clock::Clock;
-use crate::events::Events;
-use crate::offload::{Offload, Wanted};
-use crate::packet::inner::{Inbound, Kind, Outbound};
+use crate::packet::inner::{Inbound, Kind};
+use crate::shared::tests::shared;
 
 /// A receiver, and what programs read.
 fn receiver() -> (Receiver, File) {
     let device = || socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::NONBLOCK, None);
     let (ours, theirs): (OwnedFd, OwnedFd) = device().unwrap();
-    let wanted = Wanted {
-        tun_tso: false,
-        tun_uso: false,
-        tun_gro: true,
-        udp_gso: false,
-        udp_gro: false,
-    };
-    let shared = Shared::new(
-        Events::new().unwrap(),
-        Outbound::new([10, 43, 0, 1], 0x0a2b_0000, 0xffff_0000, None),
-        [10, 43, 0, 1],
-        Clock::Boottime,
-        true,
-        Offload::new(wanted),
-    );
     let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
-    let receiver = Receiver::new(Arc::new(shared), socket, Arc::new(File::from(ours)), 1).unwrap();
+    let receiver = Receiver::new(Arc::new(shared()), socket, Arc::new(File::from(ours)), 1).unwrap();
     (receiver, File::from(theirs))
 }
 

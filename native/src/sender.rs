@@ -6,7 +6,6 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use zeroize::Zeroize;
 
 use crate::crypto::Cipher;
@@ -25,11 +24,6 @@ const BUFFER: usize = 2 * LONGEST;
 const FULL: usize = LONGEST / 2;
 /// Trains that wait at most.
 const TRAINS: usize = 64;
-/// How long a worker waits for a full socket buffer before it drops.
-const PATIENCE: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 20_000_000,
-};
 
 static KEYS: Pool<{ MAX_SEGMENTS * KEY }> = Pool::new();
 
@@ -89,8 +83,9 @@ struct Train {
 pub struct Sender {
     shared: Arc<Shared>,
     socket: Arc<UdpSocket>,
-    /// Whether to wait for room in the socket buffer.
+    /// Whether trains wait for room in the socket buffer; else they are dropped.
     patient: bool,
+    blocked: bool,
     cipher: Cipher,
     keys: Secret<{ MAX_SEGMENTS * KEY }>,
     buffer: Vec<u8>,
@@ -105,6 +100,7 @@ impl Sender {
             shared,
             socket,
             patient,
+            blocked: false,
             cipher: Cipher::new(),
             keys: KEYS.take()?,
             buffer: vec![0; BUFFER],
@@ -182,8 +178,14 @@ impl Sender {
         self.couple(None, to, data.len(), false);
     }
 
-    /// Sends everything that is queued.
+    /// Whether trains wait for room in the socket buffer: nothing more should be sealed until `flush` has sent them.
+    pub fn blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Sends everything that is queued, as far as there is room for it.
     pub fn flush(&mut self, now: f64) {
+        self.blocked = false;
         let mut next = 0;
         while next < self.trains.len() {
             let mut messages = [Outgoing {
@@ -207,7 +209,11 @@ impl Sender {
                     next += sent;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.patient && self.wait() => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.patient => {
+                    self.blocked = true;
+                    self.trains.drain(..next);
+                    return;
+                }
                 Err(error) => {
                     self.refused(next, &error, now);
                     next += 1;
@@ -224,10 +230,20 @@ impl Sender {
     }
 
     fn make_room(&mut self, length: usize, now: f64) -> usize {
-        if self.used + length > BUFFER || self.trains.len() == TRAINS {
+        if self.is_full(length) {
             self.flush(now);
         }
+        if self.is_full(length) {
+            let error = io::Error::from_raw_os_error(libc::EAGAIN);
+            (0..self.trains.len()).for_each(|number| self.refused(number, &error, now));
+            self.trains.clear();
+            self.used = 0;
+        }
         self.used
+    }
+
+    fn is_full(&self, length: usize) -> bool {
+        self.used + length > BUFFER || self.trains.len() == TRAINS
     }
 
     /// Adds what was written to the free part of the buffer to the last train, or makes it a new one.
@@ -257,11 +273,6 @@ impl Sender {
             count: 1,
             complete: !trains,
         });
-    }
-
-    fn wait(&self) -> bool {
-        let mut sockets = [PollFd::new(&*self.socket, PollFlags::OUT)];
-        matches!(poll(&mut sockets, Some(&PATIENCE)), Ok(ready) if ready > 0)
     }
 
     /// The kernel did not take a train: its datagrams are sent one by one, where that can help.
@@ -310,3 +321,7 @@ fn account(train: &Train, bytes: usize, count: usize, now: f64) {
         side.bytes += (bytes - count * OVERHEAD) as u64;
     }
 }
+
+#[cfg(test)]
+#[path = "sender_tests.rs"]
+mod tests;

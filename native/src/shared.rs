@@ -77,3 +77,29 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::offload::Wanted;
+
+    /// For a host on 10.43.0.1/16 whose device speaks virtio_net_hdr, with all offloads that need no asking.
+    pub fn shared() -> Shared {
+        let wanted = Wanted {
+            tun_tso: false,
+            tun_uso: false,
+            tun_gro: true,
+            udp_gso: true,
+            udp_gro: false,
+        };
+        let own = [10, 43, 0, 1];
+        Shared::new(
+            Events::new().unwrap(),
+            Outbound::new(own, 0x0a2b_0000, 0xffff_0000, None),
+            own,
+            Clock::Boottime,
+            true,
+            Offload::new(wanted),
+        )
+    }
+}

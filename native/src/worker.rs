@@ -79,12 +79,18 @@ fn work(mut lane: Lane, tun: &File, socket: &UdpSocket, stop: &Stop) {
         if busy {
             continue;
         }
+        let blocked = device && lane.blocked();
+        let socket_flags = if blocked {
+            PollFlags::IN | PollFlags::OUT
+        } else {
+            PollFlags::IN
+        };
         let mut ready = [
             PollFd::new(&stop.wake, PollFlags::IN),
-            PollFd::new(socket, PollFlags::IN),
+            PollFd::new(socket, socket_flags),
             PollFd::new(tun, PollFlags::IN),
         ];
-        let watched = if device { 3 } else { 2 };
+        let watched = if device && !blocked { 3 } else { 2 };
         let _ = poll(&mut ready[..watched], None);
     }
 }
