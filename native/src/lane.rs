@@ -164,7 +164,8 @@ impl Lane {
                 }
             };
             if !waiting.held.add(inner, &segment[..length], now) {
-                self.sender.drops.count("held_full");
+                self.sender.drops.add(("held_full", 0), (count - number) as u64);
+                break;
             }
         }
         drop(waiting);
