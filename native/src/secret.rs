@@ -27,7 +27,10 @@ type Slots<const N: usize> = Vec<&'static mut [u8; N]>;
 /// Parts of a pool: more than there are threads at it at once.
 const PARTS: usize = 8;
 
-/// A pool of slots of `N` bytes. It grows by whole chunks, up to the most that was ever used at once, and never shrinks.
+/// How often all parts are looked through before the pool grows: a thread that runs has given its part back by then.
+const LOOKS: usize = 64;
+
+/// A pool of slots of `N` bytes. It grows by whole chunks, up to about the most that was ever used at once, and never shrinks.
 ///
 /// Nobody waits here: a part that another thread has, which may not be running, is passed over.
 pub struct Pool<const N: usize> {
@@ -44,7 +47,15 @@ impl<const N: usize> Pool<N> {
 
     /// Takes a slot, all zeros. The error is the kernel's: no memory.
     pub fn take(&'static self) -> io::Result<Secret<N>> {
-        let bytes = match self.free_parts().find_map(|mut part| part.pop()) {
+        let mut found = None;
+        for _ in 0..LOOKS {
+            found = self.free_parts().find_map(|mut part| part.pop());
+            if found.is_some() {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        let bytes = match found {
             Some(bytes) => bytes,
             None => self.grow()?,
         };
