@@ -1,11 +1,11 @@
 //! Bounds of our own choosing; the reasons are in pqtun/protocol/limits.py and pqtun/pump/limits.py, and a test holds
 //! both lists together.
 
-pub const RECEIVE_WINDOW: u64 = 4096;
-pub const SKIPPED_BLOCKS: usize = RECEIVE_WINDOW as usize / 18 + 2;
+pub const RECEIVE_WINDOW: u64 = 1 << 16;
+pub const SKIPPED_BLOCKS: usize = 4096 / 18 + 2;
 pub const EPOCHS_AHEAD: usize = 4;
 pub const BLOCKS_AHEAD: u32 = 16;
-pub const FORGED_BLOCKS: f64 = 20_000.0;
+pub const AHEAD_BUDGET: f64 = 20_000.0;
 
 pub const HELD_PACKETS_PER_PEER: usize = 256;
 pub const HELD_SECONDS: f64 = 30.0;

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use zeroize::Zeroize;
 
 use crate::crypto::expand;
-use crate::limits::{BLOCKS_AHEAD, EPOCHS_AHEAD, FORGED_BLOCKS, RECEIVE_WINDOW, SKIPPED_BLOCKS};
+use crate::limits::{AHEAD_BUDGET, BLOCKS_AHEAD, EPOCHS_AHEAD, RECEIVE_WINDOW, SKIPPED_BLOCKS};
 use crate::secret::{Pool, Secret};
 
 pub const KEY: usize = 32;
@@ -180,8 +180,8 @@ pub struct ReceiveSchedule {
     pub newest: u16,
     /// When the oldest epoch is to be erased; infinite when dead.
     pub deadline: f64,
-    /// How many blocks may be derived for packets that turn out forged, at the time beside it.
-    forged: (f64, f64),
+    /// How many blocks may be derived for packets that are far ahead, at the time beside it.
+    budget: (f64, f64),
 }
 
 impl ReceiveSchedule {
@@ -194,7 +194,7 @@ impl ReceiveSchedule {
             epochs,
             newest: 0,
             deadline: now + EPOCH_LIFETIME,
-            forged: (FORGED_BLOCKS, now),
+            budget: (AHEAD_BUDGET, now),
         })
     }
 
@@ -206,7 +206,7 @@ impl ReceiveSchedule {
     /// Finds the key of packet `counter` of epoch `number` and lets `open` try it; keeps what was derived if it succeeds.
     ///
     /// Refused, with the state as it was: "dead", "old_epoch", "epoch_ahead", "epoch_end", "counter_ahead", "replay" (used
-    /// already, or so late that its key was evicted), "forged_ahead" (too many blocks were derived for forged packets),
+    /// already, or so late that its key was evicted), "ahead_budget" (too much was derived for packets that are far ahead),
     /// "authentication", "no_memory".
     pub fn receive(
         &mut self,
@@ -223,20 +223,22 @@ impl ReceiveSchedule {
             Found::Ahead { epoch } => block - self.epochs[epoch].derived,
             Found::NewEpoch { .. } => block,
         };
-        if ahead <= BLOCKS_AHEAD {
-            return self.try_key(found, counter, now, work, open);
+        self.spend(ahead, now)?;
+        self.try_key(found, counter, now, work, open)
+    }
+
+    /// Takes what is about to be derived from the budget, unless it is little.
+    fn spend(&mut self, blocks: u32, now: f64) -> Result<(), Refused> {
+        if blocks > BLOCKS_AHEAD {
+            let (left, since) = self.budget;
+            let left = AHEAD_BUDGET.min(left + (now - since).max(0.0) * AHEAD_BUDGET);
+            self.budget = (left, since.max(now));
+            if left < f64::from(blocks) {
+                return Err("ahead_budget");
+            }
+            self.budget.0 -= f64::from(blocks);
         }
-        let (left, since) = self.forged;
-        let left = FORGED_BLOCKS.min(left + (now - since).max(0.0) * FORGED_BLOCKS);
-        self.forged = (left, since.max(now));
-        if left < f64::from(ahead) {
-            return Err("forged_ahead");
-        }
-        let result = self.try_key(found, counter, now, work, open);
-        if result == Err("authentication") {
-            self.forged.0 -= f64::from(ahead);
-        }
-        result
+        Ok(())
     }
 
     fn try_key(
@@ -262,9 +264,9 @@ impl ReceiveSchedule {
                 let ahead = &self.epochs[epoch];
                 let (derived, slot) = (ahead.derived, ahead.place as usize);
                 work[..KEY].copy_from_slice(key_at(&*self.secrets, 1 + slot));
-                let opened = derive(work, block - derived) && open(key_at(&work[KEY..], place));
-                let result = if opened {
-                    self.keep(epoch, block, work)
+                let recent = derive_ahead(work, block - derived)?;
+                let result = if open(key_at(&work[KEY..], place)) {
+                    self.keep(epoch, block, work, recent)
                 } else {
                     Err("authentication")
                 };
@@ -277,10 +279,10 @@ impl ReceiveSchedule {
                 let mut ahead = AHEAD.take().map_err(|_| "no_memory")?;
                 self.derive_epochs(epochs, &mut ahead);
                 work[..KEY].copy_from_slice(key_at(&*ahead, epochs));
-                let opened = derive(work, block) && open(key_at(&work[KEY..], place));
-                let result = if opened {
+                let recent = derive_ahead(work, block)?;
+                let result = if open(key_at(&work[KEY..], place)) {
                     let epoch = self.bring_up(epochs, now, &*ahead);
-                    self.keep(epoch, block, work).map(|()| epoch)
+                    self.keep(epoch, block, work, recent).map(|()| epoch)
                 } else {
                     Err("authentication")
                 };
@@ -392,14 +394,15 @@ impl ReceiveSchedule {
     }
 
     /// Keeps the blocks up to `block`. `work` has the chain key after it, and its keys.
-    fn keep(&mut self, epoch: usize, block: u32, work: &Work) -> Result<(), Refused> {
+    ///
+    /// `recent` has the chain key from which the latest of those that were skipped are derived once more.
+    fn keep(&mut self, epoch: usize, block: u32, work: &Work, recent: Option<Work>) -> Result<(), Refused> {
         let there = &mut self.epochs[epoch];
         let at = (1 + there.place as usize) * KEY;
-        if there.derived < block {
-            let mut stream = WORK.take().map_err(|_| "no_memory")?;
-            stream[..KEY].copy_from_slice(&self.secrets[at..at + KEY]);
+        if let Some(mut stream) = recent {
+            there.derived = there.derived.max(block.saturating_sub(SKIPPED_BLOCKS as u32));
             for number in there.derived..block {
-                derive(&mut stream, 0);
+                derive(&mut stream);
                 there.blocks.push_back(Block::new(number, &stream[KEY..])?);
                 there.derived += 1;
                 self.secrets[at..at + KEY].copy_from_slice(&stream[..KEY]);
@@ -478,14 +481,25 @@ impl Block {
     }
 }
 
-/// `work` holds a chain key; moves it on by `skipped` blocks and one more, whose keys are left behind it. Always true.
-fn derive(work: &mut Work, skipped: u32) -> bool {
-    for _ in 0..=skipped {
-        let mut chain = *key_at(&**work, 0);
-        expand(&chain, &mut **work);
-        chain.zeroize();
+/// `work` holds a chain key; moves it on by one block, whose keys are left behind it.
+fn derive(work: &mut Work) {
+    let mut chain = *key_at(&**work, 0);
+    expand(&chain, &mut **work);
+    chain.zeroize();
+}
+
+/// The same by `skipped` blocks and one more. Returns the chain key from which the latest of the skipped ones follow.
+fn derive_ahead(work: &mut Work, skipped: u32) -> Result<Option<Work>, Refused> {
+    let mut recent = None;
+    for left in (0..=skipped).rev() {
+        if left > 0 && (left == SKIPPED_BLOCKS as u32 || left == skipped && skipped < SKIPPED_BLOCKS as u32) {
+            let mut chain = WORK.take().map_err(|_| "no_memory")?;
+            chain[..KEY].copy_from_slice(key_at(&**work, 0));
+            recent = Some(chain);
+        }
+        derive(work);
     }
-    true
+    Ok(recent)
 }
 
 #[cfg(test)]

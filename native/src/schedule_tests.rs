@@ -217,7 +217,7 @@ impl Model {
         let mut model = Model {
             epochs: BTreeMap::new(),
             newest: 0,
-            left: FORGED_BLOCKS,
+            left: AHEAD_BUDGET,
             since: 0.0,
         };
         model.come_up(0, 0.0);
@@ -262,15 +262,13 @@ impl Model {
                 return Err("replay");
             }
         } else if block - derived > BLOCKS_AHEAD {
-            self.left = FORGED_BLOCKS.min(self.left + (now - self.since) * FORGED_BLOCKS);
+            self.left = AHEAD_BUDGET.min(self.left + (now - self.since) * AHEAD_BUDGET);
             self.since = now;
             let blocks = f64::from(block - derived);
             if self.left < blocks {
-                return Err("forged_ahead");
+                return Err("ahead_budget");
             }
-            if !genuine {
-                self.left -= blocks;
-            }
+            self.left -= blocks;
         }
         if !genuine {
             return Err("authentication");
@@ -465,11 +463,11 @@ fn forged_packets_far_ahead_are_bounded() {
         derived += 1;
         assert!(derived < 1000);
     }
-    assert_eq!(derived, FORGED_BLOCKS as u32 / ((WINDOW - 1) / 18));
+    assert_eq!(derived, AHEAD_BUDGET as u32 / ((WINDOW - 1) / 18));
     let near = BLOCKS_AHEAD * 18;
     assert_eq!(
         schedule.receive(0, WINDOW - 1, 0.0, &mut work, |_| true),
-        Err("forged_ahead")
+        Err("ahead_budget")
     );
     assert_eq!(
         schedule.receive(0, near, 0.0, &mut work, |_| false),

@@ -19,7 +19,7 @@ from pqtun.protocol.constants import (
     MAX_EPOCHS,
 )
 from pqtun.protocol.errors import MessageError
-from pqtun.protocol.limits import BLOCKS_AHEAD, EPOCHS_AHEAD, FORGED_BLOCKS, RECEIVE_WINDOW, SKIPPED_BLOCKS
+from pqtun.protocol.limits import AHEAD_BUDGET, BLOCKS_AHEAD, EPOCHS_AHEAD, RECEIVE_WINDOW, SKIPPED_BLOCKS
 from pqtun.protocol.primitives import Buffer, erase, expand
 
 _BLOCK_BYTES: Final = KEYS_PER_BLOCK * KEY_BYTES
@@ -132,7 +132,7 @@ class _ReceiveEpoch:
         self.chain_key[:] = ahead.chain_key
         erase(ahead.chain_key)
         self.blocks.update(ahead.blocks)
-        self.derived += len(ahead.blocks)
+        self.derived = ahead.derived
 
     def forget(self, blocks: int) -> None:
         """Erase so many of the blocks, the oldest first."""
@@ -150,11 +150,21 @@ class _ReceiveEpoch:
 
 
 class _Ahead:
-    """Blocks of one epoch derived on a copy of its chain key, up to the one that a packet asked for."""
+    """Blocks of one epoch derived on a copy of its chain key, up to the one that a packet asked for.
+
+    Only the latest are kept; so many that it makes no difference to what ``bound_skipped`` leaves.
+    """
 
     def __init__(self, epoch: _ReceiveEpoch, last_block: int) -> None:
         self.chain_key = epoch.chain_key[:]
-        self.blocks = {number: _next_block(self.chain_key) for number in range(epoch.derived, last_block + 1)}
+        self.derived = last_block + 1
+        self.blocks: dict[int, bytearray] = {}
+        for number in range(epoch.derived, last_block + 1):
+            block = _next_block(self.chain_key)
+            if number + SKIPPED_BLOCKS < last_block:
+                erase(block)
+            else:
+                self.blocks[number] = block
 
     def erase(self) -> None:
         erase(self.chain_key)
@@ -201,7 +211,6 @@ class Candidate:
     def reject(self) -> None:
         """Erase what was derived; the schedule is as it was before."""
         if self._ahead is not None:
-            self._schedule.forged(len(self._ahead.blocks) - 1)
             self._ahead.erase()
         for epoch in self._new_epochs:
             epoch.erase()
@@ -217,7 +226,7 @@ class ReceiveSchedule:
         self._epochs = {epoch: _ReceiveEpoch(epoch, chain_key, now)}  # oldest first
         self.newest = epoch
         self.deadline = now + EPOCH_LIFETIME  # when the oldest epoch is to be erased; infinite when dead
-        self._forged = FORGED_BLOCKS, now  # blocks that may be derived for packets that turn out forged, at that time
+        self._budget = AHEAD_BUDGET, now  # blocks that may be derived for packets far ahead, at that time
 
     @property
     def dead(self) -> bool:
@@ -228,7 +237,7 @@ class ReceiveSchedule:
         """Return the key for the packet ``counter`` of epoch ``number``, without changing state.
 
         Raises MessageError: ``dead``, ``old_epoch``, ``epoch_ahead``, ``counter_ahead``, ``replay`` (used already, or
-        so late that its key was evicted), ``forged_ahead`` (too many blocks were derived for forged packets).
+        so late that its key was evicted), ``ahead_budget`` (too much was derived for packets that are far ahead).
         """
         epoch = self._epochs.get(number)
         block_number, index = divmod(counter, KEYS_PER_BLOCK)
@@ -243,13 +252,13 @@ class ReceiveSchedule:
                 raise MessageError("epoch_ahead")
             if counter >= RECEIVE_WINDOW:
                 raise MessageError("counter_ahead")
-            self._bound_forged(block_number, now)
+            self._spend(block_number, now)
             new_epochs, next_root = self._epochs_ahead(number, now)
             epoch = new_epochs[-1]
         elif counter >= epoch.expected + RECEIVE_WINDOW:
             raise MessageError("counter_ahead")
         else:
-            self._bound_forged(block_number - epoch.derived, now)
+            self._spend(block_number - epoch.derived, now)
         ahead: _Ahead | None = None
         block = epoch.blocks.get(block_number)
         if block is None:
@@ -271,12 +280,6 @@ class ReceiveSchedule:
             self.newest = epoch.number
         while len(self._epochs) > MAX_EPOCHS:
             self._drop(next(iter(self._epochs)))
-
-    def forged(self, blocks: int) -> None:
-        """Count blocks that were derived ahead for a packet that did not authenticate."""
-        if blocks > BLOCKS_AHEAD:
-            left, now = self._forged
-            self._forged = left - blocks, now
 
     def bound_skipped(self) -> None:
         """Erase skipped packet keys beyond the bound, those of the oldest epochs first."""
@@ -305,13 +308,15 @@ class ReceiveSchedule:
             self._drop(number)
         erase(self._next_root)
 
-    def _bound_forged(self, blocks: int, now: float) -> None:
+    def _spend(self, blocks: int, now: float) -> None:
+        """Take what is about to be derived from the budget, unless it is little."""
         if blocks > BLOCKS_AHEAD:
-            left, since = self._forged
-            left = min(FORGED_BLOCKS, left + max(now - since, 0.0) * FORGED_BLOCKS)
-            self._forged = left, max(since, now)
-            if left < blocks:
-                raise MessageError("forged_ahead")
+            left, since = self._budget
+            left = min(AHEAD_BUDGET, left + max(now - since, 0.0) * AHEAD_BUDGET)
+            enough = blocks <= left
+            self._budget = left - blocks if enough else left, max(since, now)
+            if not enough:
+                raise MessageError("ahead_budget")
 
     def _drop(self, number: int) -> None:
         self._epochs.pop(number).erase()

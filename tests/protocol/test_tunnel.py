@@ -140,7 +140,7 @@ def test_a_burst_of_lost_packets_within_the_window():
     a, b = pair()
     lost = [a.seal(b"", 0.0) for _ in range(RECEIVE_WINDOW - 1)]
     b.open(a.seal(b"next", 0.0), 0.0)
-    assert b.open(lost[0], 0.0) == b""  # late, not lost
+    assert b.open(lost[-1], 0.0) == b""  # late, not lost
     for _ in range(RECEIVE_WINDOW):
         ahead = a.seal(b"", 0.0)
     with pytest.raises(MessageError, match="counter_ahead"):
@@ -163,12 +163,13 @@ def test_memory_is_bounded_and_the_oldest_skipped_keys_go():
 def test_memory_is_bounded_over_all_epochs_of_a_tunnel():
     """Anybody can be a server's peer, and jump to the end of the window in each of five epochs."""
     a, b = pair()
-    datagrams = {}
+    datagrams, last = {}, RECEIVE_WINDOW - 1
     for epoch in range(5):
         a._send.step_up_to(epoch, 0.0)
         for counter in range(RECEIVE_WINDOW):
-            datagrams[epoch, counter] = a.seal(b"", 0.0)
-    last = RECEIVE_WINDOW - 1
+            datagram = a.seal(b"", 0.0)
+            if counter >= last - 1:
+                datagrams[epoch, counter] = datagram
     for epoch in (4, 0, 1, 3, 2):
         b.open(datagrams[epoch, last], 0.0)
         assert sum(len(e.blocks) for e in b._receive._epochs.values()) <= SKIPPED_BLOCKS

@@ -7,8 +7,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from pqtun.protocol.constants import TUNNEL
-from pqtun.protocol.limits import FORGED_BLOCKS, RECEIVE_WINDOW
+from pqtun.protocol.constants import KEYS_PER_BLOCK, TUNNEL
+from pqtun.protocol.limits import AHEAD_BUDGET, RECEIVE_WINDOW
 from pqtun.pump.engine import Alive, Datagram, Dead, Failed, Roamed, Wanted
 from tests.pump import packets as p
 from tests.pump.conftest import Play
@@ -163,26 +163,29 @@ def test_forged_and_replayed_packets_change_nothing(play: Play) -> None:
 
 
 def test_forged_packets_far_ahead_cost_a_bounded_time(play: Play) -> None:
-    """Each of them has 227 blocks derived for nothing."""
+    """Each of them has all blocks of the window derived for nothing."""
 
     async def scenario(rig: Rig) -> None:
         far = rig.far()
-        near, *_, ahead = (far.seal(from_far(b"%d" % n)) for n in range(RECEIVE_WINDOW))
+        near = far.seal(from_far(b"0"))
+        for _ in range(RECEIVE_WINDOW - 2):
+            far.seal(b"")
+        ahead = far.seal(from_far(b"ahead"))
         forged = ahead[:-1] + bytes([ahead[-1] ^ 1])
         for number in range(200):
             far.send(forged)
             if number % 50 == 0:
                 await rig.settle()
         await rig.settle()
-        tried = int(FORGED_BLOCKS) // 227
-        assert rig.tunnel_drops(far.tid) == {"authentication": tried, "forged_ahead": 200 - tried}
+        tried = int(AHEAD_BUDGET) // ((RECEIVE_WINDOW - 1) // KEYS_PER_BLOCK)
+        assert rig.tunnel_drops(far.tid) == {"authentication": tried, "ahead_budget": 200 - tried}
         far.send(ahead)
         far.send(near)
         assert await rig.delivered() == delivered(b"0")
         await rig.pass_time(1.0)
         far.send(ahead)
-        assert await rig.delivered() == delivered(b"%d" % (RECEIVE_WINDOW - 1))
-        assert rig.tunnel_drops(far.tid)["forged_ahead"] == 201 - tried
+        assert await rig.delivered() == delivered(b"ahead")
+        assert rig.tunnel_drops(far.tid)["ahead_budget"] == 201 - tried
 
     play(scenario)
 
