@@ -275,6 +275,8 @@ impl Receiver {
     }
 
     fn early(&mut self, tid: &Tid, datagram: Range<usize>, source: SocketAddrV4, now: f64) {
+        // Whoever adds the tunnel writes the packet: what came before it is to be written first.
+        self.flush();
         let mut waiting = self.shared.waiting();
         // Whoever adds a tunnel holds the lock meanwhile: the packet goes where it belongs.
         if let Some(tunnel) = self.shared.table.tunnel(tid) {
