@@ -260,6 +260,7 @@ fn bounds() -> Vec<(&'static str, f64)> {
         ("SKIPPED_BLOCKS", limits::SKIPPED_BLOCKS as f64),
         ("EPOCHS_AHEAD", limits::EPOCHS_AHEAD as f64),
         ("BLOCKS_AHEAD", limits::BLOCKS_AHEAD as f64),
+        ("FORGED_PRICE", limits::FORGED_PRICE),
         ("AHEAD_BUDGET", limits::AHEAD_BUDGET),
         ("HELD_PACKETS_PER_PEER", limits::HELD_PACKETS_PER_PEER as f64),
         ("HELD_SECONDS", limits::HELD_SECONDS),

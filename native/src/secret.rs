@@ -35,6 +35,7 @@ const LOOKS: usize = 64;
 /// Nobody waits here: a part that another thread has, which may not be running, is passed over.
 pub struct Pool<const N: usize> {
     parts: [Mutex<Slots<N>>; PARTS],
+    in_use: AtomicUsize,
 }
 
 impl<const N: usize> Pool<N> {
@@ -42,6 +43,7 @@ impl<const N: usize> Pool<N> {
     pub const fn new() -> Self {
         Pool {
             parts: [const { Mutex::new(Vec::new()) }; PARTS],
+            in_use: AtomicUsize::new(0),
         }
     }
 
@@ -59,10 +61,16 @@ impl<const N: usize> Pool<N> {
             Some(bytes) => bytes,
             None => self.grow()?,
         };
+        self.in_use.fetch_add(1, Ordering::Relaxed);
         Ok(Secret {
             pool: self,
             bytes: Some(bytes),
         })
+    }
+
+    /// How many slots are in use.
+    pub fn in_use(&self) -> usize {
+        self.in_use.load(Ordering::Relaxed)
     }
 
     fn free_parts(&self) -> impl Iterator<Item = MutexGuard<'_, Slots<N>>> {
@@ -128,6 +136,7 @@ impl<const N: usize> Drop for Secret<N> {
         if let Some(bytes) = self.bytes.take() {
             bytes.zeroize();
             self.pool.with_part(|part| part.push(bytes));
+            self.pool.in_use.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }

@@ -19,7 +19,7 @@ from pqtun.protocol.constants import (
     MAX_EPOCHS,
 )
 from pqtun.protocol.errors import MessageError
-from pqtun.protocol.limits import AHEAD_BUDGET, BLOCKS_AHEAD, EPOCHS_AHEAD, RECEIVE_WINDOW, SKIPPED_BLOCKS
+from pqtun.protocol.limits import AHEAD_BUDGET, BLOCKS_AHEAD, EPOCHS_AHEAD, FORGED_PRICE, RECEIVE_WINDOW, SKIPPED_BLOCKS
 from pqtun.protocol.primitives import Buffer, erase, expand
 
 _BLOCK_BYTES: Final = KEYS_PER_BLOCK * KEY_BYTES
@@ -158,6 +158,7 @@ class _Ahead:
     def __init__(self, epoch: _ReceiveEpoch, last_block: int) -> None:
         self.chain_key = epoch.chain_key[:]
         self.derived = last_block + 1
+        self.skipped = last_block - epoch.derived
         self.blocks: dict[int, bytearray] = {}
         for number in range(epoch.derived, last_block + 1):
             block = _next_block(self.chain_key)
@@ -211,6 +212,7 @@ class Candidate:
     def reject(self) -> None:
         """Erase what was derived; the schedule is as it was before."""
         if self._ahead is not None:
+            self._schedule.forged(self._ahead.skipped)
             self._ahead.erase()
         for epoch in self._new_epochs:
             epoch.erase()
@@ -280,6 +282,12 @@ class ReceiveSchedule:
             self.newest = epoch.number
         while len(self._epochs) > MAX_EPOCHS:
             self._drop(next(iter(self._epochs)))
+
+    def forged(self, blocks: int) -> None:
+        """Charge the rest of the price of blocks that were derived for a packet that did not authenticate."""
+        if blocks > BLOCKS_AHEAD:
+            left, since = self._budget
+            self._budget = left - blocks * (FORGED_PRICE - 1), since
 
     def bound_skipped(self) -> None:
         """Erase skipped packet keys beyond the bound, those of the oldest epochs first."""

@@ -4,11 +4,12 @@ import os
 import random
 import socket
 from ipaddress import IPv4Address
+from math import ceil
 
 import pytest
 
 from pqtun.protocol.constants import KEYS_PER_BLOCK, TUNNEL
-from pqtun.protocol.limits import AHEAD_BUDGET, RECEIVE_WINDOW
+from pqtun.protocol.limits import AHEAD_BUDGET, FORGED_PRICE, RECEIVE_WINDOW
 from pqtun.pump.engine import Alive, Datagram, Dead, Failed, Roamed, Wanted
 from tests.pump import packets as p
 from tests.pump.conftest import Play
@@ -177,7 +178,7 @@ def test_forged_packets_far_ahead_cost_a_bounded_time(play: Play) -> None:
             if number % 50 == 0:
                 await rig.settle()
         await rig.settle()
-        tried = int(AHEAD_BUDGET) // ((RECEIVE_WINDOW - 1) // KEYS_PER_BLOCK)
+        tried = ceil(AHEAD_BUDGET / ((RECEIVE_WINDOW - 1) // KEYS_PER_BLOCK * FORGED_PRICE))
         assert rig.tunnel_drops(far.tid) == {"authentication": tried, "ahead_budget": 200 - tried}
         far.send(ahead)
         far.send(near)

@@ -1,163 +1,41 @@
-//! The key schedule of one direction: a chain of epochs, each a chain of packet keys (doc/protocol.md section 6).
-//!
-//! The same as pqtun/protocol/schedule.py, and held to it by tests. The receiving side follows one rule: what a packet
-//! asks for is derived on a copy, and the copy is kept only once the packet has authenticated.
+//! The receiving half of the schedule.
 
 use std::collections::VecDeque;
 
 use zeroize::Zeroize;
 
+use super::{key_at, Key, Refused, Work, BLOCK, EPOCH_LIFETIME, KEY, KEYS_PER_BLOCK, LAST_EPOCH, MAX_EPOCHS, WORK};
 use crate::crypto::expand;
-use crate::limits::{AHEAD_BUDGET, BLOCKS_AHEAD, EPOCHS_AHEAD, RECEIVE_WINDOW, SKIPPED_BLOCKS};
+use crate::limits::{
+    AHEAD_BUDGET, ALL_BLOCKS, BLOCKS_AHEAD, EPOCHS_AHEAD, FORGED_PRICE, RECEIVE_WINDOW, SKIPPED_BLOCKS,
+    SKIPPED_WHEN_SHORT,
+};
 use crate::secret::{Pool, Secret};
 
-pub const KEY: usize = 32;
-pub const KEYS_PER_BLOCK: usize = 18;
-pub const BLOCK: usize = KEYS_PER_BLOCK * KEY;
-pub const EPOCH_SECONDS: f64 = 30.0;
-pub const EPOCH_LIFETIME: f64 = 120.0;
-pub const MAX_EPOCHS: usize = 5;
-const LAST_EPOCH: u16 = u16::MAX;
 const ALL_UNUSED: u32 = (1 << KEYS_PER_BLOCK) - 1;
 
-/// What a call expects of the caller's own memory: room for one chain key and one block of packet keys.
-pub type Work = Secret<{ KEY + BLOCK }>;
-
-static WORK: Pool<{ KEY + BLOCK }> = Pool::new();
-static SEND: Pool<{ 2 * KEY + BLOCK }> = Pool::new();
 static RECEIVE: Pool<{ (1 + MAX_EPOCHS) * KEY }> = Pool::new();
 static BLOCKS: Pool<BLOCK> = Pool::new();
 static AHEAD: Pool<{ (1 + EPOCHS_AHEAD) * KEY }> = Pool::new();
 
-pub type Key = [u8; KEY];
-pub type Refused = &'static str;
-
-/// A slot for deriving keys, one for each thread.
-pub fn work() -> std::io::Result<Work> {
-    WORK.take()
-}
-
-fn key_at(bytes: &[u8], number: usize) -> &Key {
-    bytes[number * KEY..(number + 1) * KEY]
-        .try_into()
-        .expect("a slice of 32 bytes")
-}
-
-/// (next root, chain key) = KDF(2, root), written over `out`; `root` is erased.
-fn split_root(mut root: Key, out: &mut [u8]) {
-    expand(&root, &mut out[..2 * KEY]);
-    root.zeroize();
-}
-
-/// Hands out each packet key once. Epochs follow the clock: 30 s each, starting when the one before ended.
-pub struct SendSchedule {
-    /// next root | chain key | what is left of the block of packet keys
-    secrets: Secret<{ 2 * KEY + BLOCK }>,
-    pub epoch: u16,
-    counter: u64,
-    expires: f64,
-    used: usize,
-    erased: bool,
-}
-
-impl SendSchedule {
-    pub fn new(root: &Key, now: f64) -> std::io::Result<Self> {
-        let mut secrets = SEND.take()?;
-        expand(root, &mut secrets[..2 * KEY]);
-        Ok(SendSchedule {
-            secrets,
-            epoch: 0,
-            counter: 0,
-            expires: now + EPOCH_SECONDS,
-            used: KEYS_PER_BLOCK,
-            erased: false,
-        })
-    }
-
-    /// Moves to the epoch of `now`.
-    pub fn advance(&mut self, now: f64) -> Result<(), Refused> {
-        if self.erased {
-            return Err("dead");
-        }
-        while now >= self.expires {
-            self.step(self.expires)?;
-        }
-        Ok(())
-    }
-
-    /// Follows the peer, whose clock may be ahead of ours.
-    pub fn step_up_to(&mut self, epoch: u16, now: f64) -> Result<(), Refused> {
-        while !self.erased && self.epoch < epoch {
-            self.step(now.min(self.expires))?;
-        }
-        Ok(())
-    }
-
-    /// Moves up to `count` packet keys into `keys`; returns the counter of the first, and how many there are.
-    ///
-    /// Call `advance` first. Refused: "counter_end" after 2^32 packets in one epoch.
-    pub fn take_keys(&mut self, count: usize, keys: &mut [u8]) -> Result<(u32, usize), Refused> {
-        let first = u32::try_from(self.counter).map_err(|_| "counter_end")?;
-        let left = (1 << 32) - self.counter;
-        let count = count.min(usize::try_from(left).unwrap_or(usize::MAX));
-        let mut taken = 0;
-        while taken < count {
-            if self.used == KEYS_PER_BLOCK {
-                let mut chain = *key_at(&*self.secrets, 1);
-                expand(&chain, &mut self.secrets[KEY..]);
-                chain.zeroize();
-                self.used = 0;
-            }
-            let now = (count - taken).min(KEYS_PER_BLOCK - self.used);
-            let from = 2 * KEY + self.used * KEY;
-            let block = &mut self.secrets[from..from + now * KEY];
-            keys[taken * KEY..(taken + now) * KEY].copy_from_slice(block);
-            block.zeroize();
-            self.used += now;
-            taken += now;
-        }
-        self.counter += count as u64;
-        Ok((first, count))
-    }
-
-    pub fn erase(&mut self) {
-        self.secrets.zeroize();
-        self.erased = true;
-    }
-
-    fn step(&mut self, start: f64) -> Result<(), Refused> {
-        if self.epoch == LAST_EPOCH {
-            return Err("epoch_end");
-        }
-        let root = *key_at(&*self.secrets, 0);
-        self.secrets.zeroize();
-        split_root(root, &mut *self.secrets);
-        self.used = KEYS_PER_BLOCK;
-        self.epoch += 1;
-        self.counter = 0;
-        self.expires = start + EPOCH_SECONDS;
-        Ok(())
-    }
-}
-
 /// 18 packet keys of one epoch; a used one is erased.
-struct Block {
-    number: u32,
-    unused: u32,
-    keys: Secret<BLOCK>,
+pub(super) struct Block {
+    pub(super) number: u32,
+    pub(super) unused: u32,
+    pub(super) keys: Secret<BLOCK>,
 }
 
 /// One epoch of the receiving side. Its chain key is in slot `place` of the schedule's secrets.
-struct Epoch {
-    number: u16,
-    place: u8,
-    came_up: f64,
+pub(super) struct Epoch {
+    pub(super) number: u16,
+    pub(super) place: u8,
+    pub(super) came_up: f64,
     /// One past the highest counter that authenticated.
-    expected: u64,
+    pub(super) expected: u64,
     /// Number of blocks derived so far.
-    derived: u32,
+    pub(super) derived: u32,
     /// Blocks that hold unused keys, oldest first.
-    blocks: VecDeque<Block>,
+    pub(super) blocks: VecDeque<Block>,
 }
 
 /// Where the key of an arriving packet comes from.
@@ -174,9 +52,9 @@ enum Found {
 /// Finds the key of an arriving packet. Keeps at most 5 epochs, each for 120 s after it came up.
 pub struct ReceiveSchedule {
     /// next root | chain key of each place
-    secrets: Secret<{ (1 + MAX_EPOCHS) * KEY }>,
+    pub(super) secrets: Secret<{ (1 + MAX_EPOCHS) * KEY }>,
     /// Oldest first.
-    epochs: Vec<Epoch>,
+    pub(super) epochs: Vec<Epoch>,
     pub newest: u16,
     /// When the oldest epoch is to be erased; infinite when dead.
     pub deadline: f64,
@@ -203,6 +81,11 @@ impl ReceiveSchedule {
         self.epochs.is_empty()
     }
 
+    /// Blocks of packet keys that are kept for packets that have not come.
+    pub fn blocks(&self) -> usize {
+        self.epochs.iter().map(|epoch| epoch.blocks.len()).sum()
+    }
+
     /// Finds the key of packet `counter` of epoch `number` and lets `open` try it; keeps what was derived if it succeeds.
     ///
     /// Refused, with the state as it was: "dead", "old_epoch", "epoch_ahead", "epoch_end", "counter_ahead", "replay" (used
@@ -224,7 +107,11 @@ impl ReceiveSchedule {
             Found::NewEpoch { .. } => block,
         };
         self.spend(ahead, now)?;
-        self.try_key(found, counter, now, work, open)
+        let result = self.try_key(found, counter, now, work, open);
+        if result == Err("authentication") && ahead > BLOCKS_AHEAD {
+            self.budget.0 -= f64::from(ahead) * (FORGED_PRICE - 1.0);
+        }
+        result
     }
 
     /// Takes what is about to be derived from the budget, unless it is little.
@@ -435,8 +322,13 @@ impl ReceiveSchedule {
 
     /// Erases skipped packet keys beyond the bound, those of the oldest epochs first.
     fn bound_skipped(&mut self) {
-        let kept: usize = self.epochs.iter().map(|epoch| epoch.blocks.len()).sum();
-        let mut excess = kept.saturating_sub(SKIPPED_BLOCKS);
+        let kept = self.blocks();
+        let bound = if BLOCKS.in_use() > ALL_BLOCKS {
+            SKIPPED_WHEN_SHORT
+        } else {
+            SKIPPED_BLOCKS
+        };
+        let mut excess = kept.saturating_sub(bound);
         for epoch in &mut self.epochs {
             let blocks = excess.min(epoch.blocks.len());
             epoch.blocks.drain(..blocks);
@@ -501,7 +393,3 @@ fn derive_ahead(work: &mut Work, skipped: u32) -> Result<Option<Work>, Refused> 
     }
     Ok(recent)
 }
-
-#[cfg(test)]
-#[path = "schedule_tests.rs"]
-mod tests;

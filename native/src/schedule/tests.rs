@@ -6,10 +6,12 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use crate::crypto::Cipher;
+use crate::crypto::{expand, Cipher};
+use crate::limits::{AHEAD_BUDGET, BLOCKS_AHEAD, EPOCHS_AHEAD, FORGED_PRICE, RECEIVE_WINDOW, SKIPPED_BLOCKS};
 use crate::tunnel::{HEADER, TAG};
 
 const ROOT: Key = [9; KEY];
+const ALL_UNUSED: u32 = (1 << KEYS_PER_BLOCK) - 1;
 const WINDOW: u32 = RECEIVE_WINDOW as u32;
 
 /// Miri interprets every instruction.
@@ -268,7 +270,7 @@ impl Model {
             if self.left < blocks {
                 return Err("ahead_budget");
             }
-            self.left -= blocks;
+            self.left -= if genuine { blocks } else { blocks * FORGED_PRICE };
         }
         if !genuine {
             return Err("authentication");
@@ -463,7 +465,8 @@ fn forged_packets_far_ahead_are_bounded() {
         derived += 1;
         assert!(derived < 1000);
     }
-    assert_eq!(derived, AHEAD_BUDGET as u32 / ((WINDOW - 1) / 18));
+    let each = f64::from((WINDOW - 1) / 18) * FORGED_PRICE;
+    assert_eq!(derived, (AHEAD_BUDGET / each).ceil() as u32);
     let near = BLOCKS_AHEAD * 18;
     assert_eq!(
         schedule.receive(0, WINDOW - 1, 0.0, &mut work, |_| true),
@@ -475,4 +478,19 @@ fn forged_packets_far_ahead_are_bounded() {
     );
     assert_eq!(schedule.receive(0, near, 0.0, &mut work, |_| true), Ok(()));
     assert_eq!(schedule.receive(0, WINDOW - 1, 1.0, &mut work, |_| true), Ok(()));
+}
+
+#[test]
+fn a_tunnel_that_loses_half_of_very_many_packets_goes_on() {
+    let mut schedule = ReceiveSchedule::new(&ROOT, 0.0).unwrap();
+    let mut work = work().unwrap();
+    let (mut counter, mut now) = (0, 0.0);
+    while now < 10.0 {
+        for n in 0..512 {
+            let opened = schedule.receive(0, counter + n, now, &mut work, |_| true);
+            assert_eq!(opened, Ok(()), "after {now} s");
+        }
+        counter += 1024;
+        now += 1024e-6; // a million packets a second
+    }
 }

@@ -1,0 +1,106 @@
+//! The sending half of the schedule.
+
+use zeroize::Zeroize;
+
+use super::{key_at, Key, Refused, BLOCK, EPOCH_SECONDS, KEY, KEYS_PER_BLOCK, LAST_EPOCH};
+use crate::crypto::expand;
+use crate::secret::{Pool, Secret};
+
+static SEND: Pool<{ 2 * KEY + BLOCK }> = Pool::new();
+
+/// Hands out each packet key once. Epochs follow the clock: 30 s each, starting when the one before ended.
+pub struct SendSchedule {
+    /// next root | chain key | what is left of the block of packet keys
+    pub(super) secrets: Secret<{ 2 * KEY + BLOCK }>,
+    pub epoch: u16,
+    pub(super) counter: u64,
+    expires: f64,
+    pub(super) used: usize,
+    erased: bool,
+}
+
+impl SendSchedule {
+    pub fn new(root: &Key, now: f64) -> std::io::Result<Self> {
+        let mut secrets = SEND.take()?;
+        expand(root, &mut secrets[..2 * KEY]);
+        Ok(SendSchedule {
+            secrets,
+            epoch: 0,
+            counter: 0,
+            expires: now + EPOCH_SECONDS,
+            used: KEYS_PER_BLOCK,
+            erased: false,
+        })
+    }
+
+    /// Moves to the epoch of `now`.
+    pub fn advance(&mut self, now: f64) -> Result<(), Refused> {
+        if self.erased {
+            return Err("dead");
+        }
+        while now >= self.expires {
+            self.step(self.expires)?;
+        }
+        Ok(())
+    }
+
+    /// Follows the peer, whose clock may be ahead of ours.
+    pub fn step_up_to(&mut self, epoch: u16, now: f64) -> Result<(), Refused> {
+        while !self.erased && self.epoch < epoch {
+            self.step(now.min(self.expires))?;
+        }
+        Ok(())
+    }
+
+    /// Moves up to `count` packet keys into `keys`; returns the counter of the first, and how many there are.
+    ///
+    /// Call `advance` first. Refused: "counter_end" after 2^32 packets in one epoch.
+    pub fn take_keys(&mut self, count: usize, keys: &mut [u8]) -> Result<(u32, usize), Refused> {
+        let first = u32::try_from(self.counter).map_err(|_| "counter_end")?;
+        let left = (1 << 32) - self.counter;
+        let count = count.min(usize::try_from(left).unwrap_or(usize::MAX));
+        let mut taken = 0;
+        while taken < count {
+            if self.used == KEYS_PER_BLOCK {
+                let mut chain = *key_at(&*self.secrets, 1);
+                expand(&chain, &mut self.secrets[KEY..]);
+                chain.zeroize();
+                self.used = 0;
+            }
+            let now = (count - taken).min(KEYS_PER_BLOCK - self.used);
+            let from = 2 * KEY + self.used * KEY;
+            let block = &mut self.secrets[from..from + now * KEY];
+            keys[taken * KEY..(taken + now) * KEY].copy_from_slice(block);
+            block.zeroize();
+            self.used += now;
+            taken += now;
+        }
+        self.counter += count as u64;
+        Ok((first, count))
+    }
+
+    pub fn erase(&mut self) {
+        self.secrets.zeroize();
+        self.erased = true;
+    }
+
+    fn step(&mut self, start: f64) -> Result<(), Refused> {
+        if self.epoch == LAST_EPOCH {
+            return Err("epoch_end");
+        }
+        let root = *key_at(&*self.secrets, 0);
+        self.secrets.zeroize();
+        split_root(root, &mut *self.secrets);
+        self.used = KEYS_PER_BLOCK;
+        self.epoch += 1;
+        self.counter = 0;
+        self.expires = start + EPOCH_SECONDS;
+        Ok(())
+    }
+}
+
+/// (next root, chain key) = KDF(2, root), written over `out`; `root` is erased.
+fn split_root(mut root: Key, out: &mut [u8]) {
+    expand(&root, &mut out[..2 * KEY]);
+    root.zeroize();
+}
