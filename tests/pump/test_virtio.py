@@ -3,14 +3,7 @@
 The device is a pair of sockets; gso.py plays the kernel. What both engines do with mixed traffic: test_differential.py.
 """
 
-import asyncio
-import os
-import random
-import socket
 import struct
-import subprocess
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from ipaddress import IPv4Address
 
 import pytest
 from hypothesis import given, settings
@@ -20,81 +13,34 @@ from scapy.layers.inet import IP, TCP, UDP
 from pqtun.pump.engine import Datagram, Wanted
 from tests.pump import gso
 from tests.pump import packets as p
-from tests.pump.rig import FAR_OWN, FAR_US, OTHER, OWN, PEER, Far, delivered, rig
-from tests.pump.twins import ALL_OFFLOADS, Side, native, same_packets
+from tests.pump.rig import FAR_OWN, FAR_US, OTHER, OWN, PEER
+from tests.pump.twins import Side, same_packets
+from tests.pump.virtio import (
+    ACK,
+    CWR,
+    ECE,
+    FIN,
+    LARGE,
+    LONGEST,
+    PSH,
+    RST,
+    SYN,
+    TIMESTAMPS,
+    URG,
+    as_delivered,
+    joined,
+    noise,
+    of_tcp,
+    opened,
+    play,
+    train,
+    written,
+)
 
 pytestmark = pytest.mark.usefixtures("_own_network")
 
-FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
-TIMESTAMPS = b"\1\1\x08\x0a" + bytes(range(8))
-LONGEST = 65535
-
-Scenario = Callable[[Side], Coroutine[None, None, None]]
-
-
-def play(scenario: Scenario, offload: Sequence[str] = ALL_OFFLOADS) -> None:
-    async def scene() -> None:
-        with rig(native(virtio=True, offload=offload)) as made:
-            await scenario(Side(made, virtio=True))
-            assert "internal_error" not in made.drops()
-
-    asyncio.run(scene())
-
-
-def noise(count: int) -> bytes:
-    return random.Random(count).randbytes(count)
-
-
-async def opened(far: Far, count: int) -> list[bytes]:
-    return [await far.plaintext() for _ in range(count)]
-
-
-def written(side: Side) -> list[bytes]:
-    """Messages that the engine wrote to the device since."""
-    side.messages.clear()
-    side.delivered()
-    return side.messages
-
-
-def joined(messages: list[bytes]) -> list[int]:
-    """How many packets there are in each message."""
-    return [len(gso.cut(message)) for message in messages]
-
-
-def train(far: Far, packets: Sequence[bytes]) -> list[bytes]:
-    """Sealed with padding to one length, so that they fit in one message."""
-    longest = max(map(len, packets))
-    return [far.seal(p.cleared(packet).ljust(longest, b"\0")) for packet in packets]
-
-
-def as_delivered(packet: bytes, peer: str = PEER) -> bytes:
-    """A packet from the far end with the addresses that it gets here."""
-    return gso.summed(p.cleared(packet)[:12] + bytes(map(int, f"{peer}.{OWN}".split("."))) + packet[20:])
-
-
-def of_tcp(count: int, size: int = 1000, **more: int) -> list[bytes]:
-    """A run of one connection."""
-    return [
-        gso.tcp_packet(FAR_OWN, FAR_US, noise(size), **{"sequence": 5 + n * size, "identification": 9 + n, **more})
-        for n in range(count)
-    ]
-
 
 # -- from programs to the network ----------------------------------------------------------------------
-
-LARGE = {
-    "tcp": (gso.tcp_packet(OWN, PEER, noise(60_000)), 1144),
-    "longest": (gso.tcp_packet(OWN, PEER, noise(LONGEST - 40)), 1400),
-    "options": (gso.tcp_packet(OWN, PEER, noise(20_001), options=TIMESTAMPS), 1100),
-    "last is full": (gso.tcp_packet(OWN, PEER, noise(3000)), 1000),
-    "flags": (gso.tcp_packet(OWN, PEER, noise(5000), flags=ACK | PSH | FIN | CWR | ECE), 1000),
-    "wraps": (gso.tcp_packet(OWN, PEER, noise(9000), sequence=2**32 - 2500, identification=65533), 1000),
-    "one segment": (gso.tcp_packet(OWN, PEER, noise(1000)), 1000),
-    "small": (gso.tcp_packet(OWN, PEER, noise(300)), 1),
-    "no checksum work left": (gso.tcp_packet(OWN, PEER, bytes(4000), service=3, ttl=1), 1000),
-    "udp": (gso.udp_packet(OWN, PEER, noise(60_000)), 1172),
-    "udp, small": (gso.udp_packet(OWN, PEER, noise(101), dont_fragment=False, identification=65535), 2),
-}
 
 
 @pytest.mark.parametrize("hdr_len", [None, 0, LONGEST], ids=["true", "none", "lie"])
@@ -392,124 +338,5 @@ def test_a_train_of_several_tunnels_with_rubbish_in_it() -> None:
         assert [event.data for event in side.rig.events if isinstance(event, Datagram)] == [rubbish]
         assert side.rig.drops()["tunnel_short"] == 1
         assert side.rig.engine.stats().early_packets == 1
-
-    play(scenario)
-
-
-# -- offloads switched off, and offloads that fail ------------------------------------------------------
-
-
-@pytest.mark.parametrize("offload", [(), *[(name,) for name in ALL_OFFLOADS], ALL_OFFLOADS], ids=" ".join)
-def test_without_offloads_the_content_is_the_same(offload: Sequence[str]) -> None:
-    large, size = LARGE["tcp"]
-    packets = of_tcp(40)
-
-    async def scenario(side: Side) -> None:
-        far = side.rig.far()
-        await side.write_message(gso.large(large, size))
-        expected = [p.cleared(segment) for segment in gso.segments(large, size)]
-        assert await opened(far, len(expected)) == expected
-        side.send_train(train(far, packets))
-        await side.rig.settle()
-        messages = written(side)
-        cut = [packet for message in messages for packet in gso.cut(message)]
-        assert [gso.loose(packet) for packet in cut] == [gso.loose(as_delivered(x)) for x in packets]
-        if "tun-gro" not in offload:
-            assert len(messages) == 40
-        states = side.rig.engine.offload()
-        for name in ALL_OFFLOADS:
-            # A pair of sockets knows nothing of a TUN device's reading side.
-            on = "unsupported" if name in ("tun-tso", "tun-uso") else "on"
-            assert states[name] == (on if name in offload else "off"), name
-
-    play(scenario, offload)
-
-
-@pytest.fixture
-def small_mtu() -> Iterator[None]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    subprocess.run(["ip", "link", "set", "lo", "mtu", "1000"], check=True)
-    yield
-    subprocess.run(["ip", "link", "set", "lo", "mtu", "65536"], check=True)
-
-
-@pytest.mark.root
-@pytest.mark.usefixtures("small_mtu")
-def test_a_way_that_takes_no_trains() -> None:
-    """Segments longer than the MTU are refused with EINVAL (or EMSGSIZE); one by one, IP cuts them."""
-    large, size = LARGE["tcp"]
-    expected = [p.cleared(segment) for segment in gso.segments(large, size)]
-
-    async def scenario(side: Side) -> None:
-        with pytest.raises(OSError, match=r"Invalid argument|Message too long"):
-            side.send_train([bytes(1200)] * 2)
-        far = side.rig.far()
-        short = side.rig.far(2, OTHER)
-        for _ in range(2):
-            await side.write_message(gso.large(large, size))
-            assert await opened(far, len(expected)) == expected
-        await side.write_message(gso.large(gso.tcp_packet(OWN, OTHER, noise(9000)), 500))
-        assert len(await opened(short, 18)) == 18
-        await side.rig.settle()
-        assert [tunnel.drops for tunnel in side.rig.engine.stats().tunnels] == [{}, {}]
-        assert sorted(t.packets_sent for t in side.rig.engine.stats().tunnels) == [18, 2 * len(expected)]
-        assert side.rig.engine.offload()["udp-gso"] == "on"
-
-    play(scenario)
-
-
-def test_a_device_that_refuses_runs() -> None:
-    """What is longer than its buffer is refused with EMSGSIZE; from then on it gets packets one by one."""
-    packets = of_tcp(6, size=2300)
-
-    async def scenario(side: Side) -> None:
-        with socket.socket(fileno=os.dup(side.rig.tun_fd)) as device:
-            device.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)  # the least that the kernel allows
-        far = side.rig.far()
-        seen = []
-        for at in (0, 2, 4):
-            side.send_train(train(far, packets[at : at + 2]))
-            await side.rig.settle()
-            messages = written(side)
-            assert joined(messages) == [1, 1]
-            seen += [packet for message in messages for packet in gso.cut(message)]
-            assert side.rig.engine.offload()["tun-gro"] == "failed"
-        assert seen == [as_delivered(packet) for packet in packets]
-        assert side.rig.tunnel_drops(far.tid) == {}
-
-    play(scenario)
-
-
-def test_a_device_that_takes_nothing() -> None:
-    """Then that is counted, for each packet, and is no reason to give up an offload."""
-
-    async def scenario(side: Side) -> None:
-        with socket.socket(fileno=os.dup(side.rig.tun_fd)) as device:
-            device.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
-        far = side.rig.far()
-        side.send_train(train(far, of_tcp(3, size=9000)))
-        await side.rig.settle()
-        assert written(side) == []
-        assert side.rig.tunnel_drops(far.tid) == {"tun_write_emsgsize": 3}
-        assert side.rig.engine.offload()["tun-gro"] == "on"
-        far.send_packet(b"short")
-        await side.rig.settle()
-        assert [packet for message in written(side) for packet in gso.cut(message)] == [delivered(b"short")]
-
-    play(scenario)
-
-
-def test_an_answer_of_our_own_is_complete() -> None:
-    async def scenario(side: Side) -> None:
-        await side.write(p.udp_packet(OWN, PEER))
-        await side.rig.event(Wanted)
-        side.rig.engine.drop_held(IPv4Address(PEER), unreachable=True)
-        message = await side.rig.delivered()
-        assert message[:10] == gso.PLAIN
-        packet = message[10:]
-        assert (packet[9], packet[20], packet[12:16]) == (p.ICMP, 3, IPv4Address(PEER).packed)
-        assert p.valid(packet[:20])
-        assert p.valid(packet[20:])
 
     play(scenario)
