@@ -39,8 +39,10 @@ class EngineChoice:
 
 
 def choose_engine(settings: CommonSettings) -> EngineChoice:
-    """Return the engine that the settings mean here. Raises UserError if it is not there."""
+    """Return the engine that the settings mean here. Raises UserError if it is not there, or does not encrypt."""
     reason = _missing() if settings.engine != "python" else None
+    if settings.engine != "python" and reason is None:
+        _refuse_null_cipher()
     if settings.engine == "native" and reason is not None:
         raise UserError(
             f"the native engine is not part of this installation ({reason}): install pqtun again where there is cargo, "
@@ -50,6 +52,12 @@ def choose_engine(settings: CommonSettings) -> EngineChoice:
         return EngineChoice("python", 1, NONE, fallback=reason is not None)
     workers = settings.workers or min(len(os.sched_getaffinity(0)), MAX_AUTO_WORKERS)
     return EngineChoice("native", workers if settings.offload.multi_queue else 1, settings.offload)
+
+
+def _refuse_null_cipher() -> None:
+    """A build of the native engine for benchmarks alone sends everything in clear; nobody is to get it by mistake."""
+    if importlib.import_module(NATIVE_MODULE).NULL_CIPHER and os.environ.get("PQTUN_NULL_CIPHER") != "1":
+        raise UserError("the native engine was built without encryption, for benchmarks: install pqtun again")
 
 
 def _missing() -> str | None:

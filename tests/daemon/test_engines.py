@@ -21,7 +21,9 @@ OWN = IPv4Interface("10.43.0.1/16")
 
 @pytest.fixture
 def built(monkeypatch):
-    monkeypatch.setitem(sys.modules, engines.NATIVE_MODULE, types.ModuleType(engines.NATIVE_MODULE))
+    module = types.ModuleType(engines.NATIVE_MODULE)
+    module.NULL_CIPHER = False
+    monkeypatch.setitem(sys.modules, engines.NATIVE_MODULE, module)
 
 
 @pytest.fixture
@@ -35,6 +37,16 @@ def test_without_the_native_module(not_built):
         engines.choose_engine(ClientSettings(engine="native"))
 
     assert engines.choose_engine(ClientSettings(engine="python", workers=4)) == engines.EngineChoice("python", 1, NONE)
+
+
+@pytest.mark.parametrize("engine", ["auto", "native"])
+def test_a_build_without_encryption_is_refused(built, monkeypatch, engine):
+    monkeypatch.setattr(sys.modules[engines.NATIVE_MODULE], "NULL_CIPHER", True)
+    monkeypatch.delenv("PQTUN_NULL_CIPHER", raising=False)
+    with pytest.raises(UserError, match="without encryption"):
+        engines.choose_engine(ClientSettings(engine=engine))
+    monkeypatch.setenv("PQTUN_NULL_CIPHER", "1")
+    assert engines.choose_engine(ClientSettings(engine=engine)).name == "native"
 
 
 @pytest.mark.parametrize("engine", ["auto", "native"])
