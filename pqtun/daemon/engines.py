@@ -81,6 +81,9 @@ def make_engine(
         log.warning("the native engine was not built: the Python engine moves the packets, slower (see doc/user.md)")
     descriptors = [os.dup(file.fileno()) for file in tun.files]
     tun.close()
+    for sock in udp[len(descriptors) :]:
+        sock.close()  # the kernel gave fewer queues: what comes to this socket would be read by nobody
+    udp = udp[: len(descriptors)]
     loop = asyncio.get_running_loop()
     own, subnet = tun.address.ip, tun.address.network
     if choice.name == "python":

@@ -75,10 +75,10 @@ def test_the_engine_owns_the_descriptors(monkeypatch, caplog):
 
     monkeypatch.setitem(sys.modules, "pqtun.pump.native", types.SimpleNamespace(NativeEngine=native_engine))
 
-    async def body(choice, queues):
+    async def body(choice, queues, sockets=None):
         ends = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(queues)]
         tun = host.Tun(tuple(io.FileIO(near.detach(), "r+") for near, _ in ends), "pq0", OWN, vnet_header=True)
-        udp = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(queues)]
+        udp = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(sockets or queues)]
         engine = engines.make_engine(choice, tun, udp, lambda: 0.0, IPv4Address("192.0.2.9"))
         assert all(file.closed for file in tun.files)
         for _, far in ends:
@@ -103,3 +103,10 @@ def test_the_engine_owns_the_descriptors(monkeypatch, caplog):
         os.close(number)
     for sock in udp:
         sock.close()
+
+    # A kernel that gave fewer queues than were asked for: nobody would read the other sockets.
+    _, (kept, closed) = asyncio.run(body(engines.EngineChoice("native", 2, ALL), 1, sockets=2))
+    assert given["sockets"] == [kept]
+    assert kept.fileno() >= 0 > closed.fileno()
+    os.close(given["tuns"][0])
+    kept.close()
