@@ -34,6 +34,7 @@ Buffer = bytes | bytearray | memoryview
 ZERO_NONCE = bytes(12)  # every AEAD key is used for one message only
 _ZEROS = bytes(KEY_BYTES)
 _LONG_TEXT = bytes(2048)  # the widest vectors take 16 or 32 blocks of 64 bytes at a time
+_STACK_BYTES = 32 << 10  # far more than the cipher and the interpreter between us and it use
 _KDF_INPUT = Struct("<Q8sQ8s")  # block counter and nonce of the first stream, those of the second
 
 # The packages that find these libraries would copy all secrets to memory that nobody erases. Calls of a microsecond
@@ -50,6 +51,7 @@ _chacha20 = ctypes.PYFUNCTYPE(ctypes.c_int, _Bytes, _Size, _Bytes, _Bytes)(
 _chacha20_xor = ctypes.PYFUNCTYPE(ctypes.c_int, _Bytes, _Bytes, _Size, _Bytes, _Size, _Bytes)(
     ("crypto_stream_chacha20_xor_ic", pysodium.sodium)  # out, in, length, nonce, block counter, key
 )
+_clear_stack = ctypes.PYFUNCTYPE(None, ctypes.c_size_t)(("sodium_stackzero", pysodium.sodium))
 _kem = ctypes.CFUNCTYPE(ctypes.c_int, _Bytes, _Bytes, _Bytes)
 _mceliece_enc = _kem(("mceliece_kem_6960119_enc", _mceliece))  # ciphertext, key, public key
 _mceliece_dec = _kem(("mceliece_kem_6960119_dec", _mceliece))  # key, ciphertext, secret key
@@ -235,6 +237,10 @@ def erase(secret: bytearray) -> None:
     secret[:] = bytes(len(secret))
 
 
-def clear_registers() -> None:
-    """Overwrite the key that ``seal`` or ``open_sealed`` has left in vector registers: with zeros, in a long text."""
+def clear_traces() -> None:
+    """Overwrite the key that ``seal`` or ``open_sealed`` has left in vector registers and on the stack.
+
+    The registers with zeros, in a long text; of the stack 32 KiB below the caller.
+    """
     seal(_ZEROS, b"", _LONG_TEXT)
+    _clear_stack(_STACK_BYTES)

@@ -22,7 +22,7 @@ from pqtun.protocol.constants import (
 )
 from pqtun.protocol.errors import MessageError
 from pqtun.protocol.handshake import Session
-from pqtun.protocol.primitives import clear_registers
+from pqtun.protocol.primitives import clear_traces
 from pqtun.protocol.tunnel import Tunnel
 from pqtun.pump.early import EarlyPackets
 from pqtun.pump.engine import (
@@ -129,7 +129,7 @@ class PythonEngine:
             self._send(link, first, now)
         for packet in self._held.take(inner.packed):
             self._send(link, clear_destination(packet), now)
-        clear_registers()
+        clear_traces()
 
     def remove_tunnel(self, tid: bytes) -> None:
         """Erase and forget a tunnel."""
@@ -167,7 +167,7 @@ class PythonEngine:
             self._drops["send_unknown_tunnel"] += 1
         else:
             self._send(link, packet, self._clock())
-            clear_registers()
+            clear_traces()
 
     def offload(self) -> dict[str, str]:
         """Return nothing: each packet is read and written by itself."""
@@ -208,7 +208,7 @@ class PythonEngine:
 
     def _on_tun(self) -> None:
         self._read_tun()
-        clear_registers()
+        clear_traces()
 
     def _read_tun(self) -> None:
         now = self._clock()
@@ -290,7 +290,7 @@ class PythonEngine:
 
     def _on_udp(self) -> None:
         self._read_udp()
-        clear_registers()
+        clear_traces()
 
     def _read_udp(self) -> None:
         now = self._clock()
