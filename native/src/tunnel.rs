@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::crypto::Cipher;
+pub use crate::crypto::TAG;
 use crate::drops::Drops;
 use crate::packet::inner::Inbound;
 use crate::schedule::{Key, ReceiveSchedule, Refused, SendSchedule, Work};
@@ -13,7 +14,6 @@ use crate::schedule::{Key, ReceiveSchedule, Refused, SendSchedule, Work};
 pub const TID: usize = 32;
 /// 02 00, tid, epoch (2 bytes), counter (4 bytes)
 pub const HEADER: usize = 2 + TID + 2 + 4;
-pub const TAG: usize = 16;
 pub const OVERHEAD: usize = HEADER + TAG;
 pub const TUNNEL: [u8; 2] = [2, 0];
 pub const COOKIE: usize = 144;

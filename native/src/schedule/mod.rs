@@ -11,9 +11,9 @@ mod tests;
 pub use receive::ReceiveSchedule;
 pub use send::SendSchedule;
 
+pub use crate::crypto::KEY;
 use crate::secret::{Pool, Secret};
 
-pub const KEY: usize = 32;
 pub const KEYS_PER_BLOCK: usize = 18;
 pub const BLOCK: usize = KEYS_PER_BLOCK * KEY;
 pub const EPOCH_SECONDS: f64 = 30.0;

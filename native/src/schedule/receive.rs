@@ -220,15 +220,12 @@ impl ReceiveSchedule {
             if self.dead() {
                 return Err("dead");
             }
-            if number < self.newest {
+            if number <= self.newest {
                 return Err("old_epoch");
             }
             let epochs = usize::from(number - self.newest);
             if epochs > EPOCHS_AHEAD {
                 return Err("epoch_ahead");
-            }
-            if epochs == 0 {
-                return Err("old_epoch"); // the newest itself is gone, while an older one is still there
             }
             if u64::from(counter) >= RECEIVE_WINDOW {
                 return Err("counter_ahead");

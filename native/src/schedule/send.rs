@@ -88,19 +88,14 @@ impl SendSchedule {
         if self.epoch == LAST_EPOCH {
             return Err("epoch_end");
         }
-        let root = *key_at(&*self.secrets, 0);
+        let mut root = *key_at(&*self.secrets, 0);
         self.secrets.zeroize();
-        split_root(root, &mut *self.secrets);
+        expand(&root, &mut self.secrets[..2 * KEY]);
+        root.zeroize();
         self.used = KEYS_PER_BLOCK;
         self.epoch += 1;
         self.counter = 0;
         self.expires = start + EPOCH_SECONDS;
         Ok(())
     }
-}
-
-/// (next root, chain key) = KDF(2, root), written over `out`; `root` is erased.
-fn split_root(mut root: Key, out: &mut [u8]) {
-    expand(&root, &mut out[..2 * KEY]);
-    root.zeroize();
 }
