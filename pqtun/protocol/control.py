@@ -6,6 +6,7 @@ TLVs: type (1 byte), length (2 bytes BE), value. A PQConnect host's kernel disca
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from ipaddress import IPv4Address
 from struct import Struct
 from typing import Final
@@ -24,6 +25,7 @@ _IPV4_HEADER = Struct(">BBHHHBBH4s4s")
 _TLV = Struct(">BH")
 _HELLO = Struct(">BIH")
 _HELLO_TYPE, _PING_TYPE, _PONG_TYPE, _RESUME_TYPE, _BYE_TYPE = range(1, 6)
+_PADDING_TYPE = 255  # zeros, for probes of a path; skipped like every unknown type
 _TTL = 64
 
 
@@ -68,14 +70,25 @@ class Bye:
 Item = Hello | Ping | Pong | Resume | Bye
 
 
-def encode(items: Sequence[Item], source: IPv4Address) -> bytes:
-    """Return the inner packet that carries ``items``, from ``source`` (its TUN address) to 0.0.0.0."""
+def encode(items: Sequence[Item], source: IPv4Address, size: int = 0) -> bytes:
+    """Return the inner packet that carries ``items``, from ``source`` (its TUN address) to 0.0.0.0.
+
+    It is padded to ``size`` bytes (at most 65535) if it is shorter by 3 or more.
+    """
     payload = CONTROL_MAGIC + b"".join(_TLV.pack(kind, len(value)) + value for kind, value in map(_pack, items))
+    padding = size - _IPV4_HEADER.size - len(payload) - _TLV.size
+    if padding >= 0:
+        payload += _TLV.pack(_PADDING_TYPE, padding) + bytes(padding)
     total = _IPV4_HEADER.size + len(payload)
     fields = [0x45, 0, total, 0, 0, _TTL, CONTROL_PROTOCOL, 0, source.packed, bytes(4)]
     words = int.from_bytes(_IPV4_HEADER.pack(*fields), "big")
     fields[7] = 0xFFFF - (words % 0xFFFF)
     return _IPV4_HEADER.pack(*fields) + payload
+
+
+def resume_proof(resume_secret: bytes | bytearray, tid: bytes) -> bytes:
+    """Return the proof (32 bytes) that the new tunnel ``tid`` continues the one that yielded ``resume_secret``."""
+    return blake2b(tid, key=resume_secret).digest()[:KEY_BYTES]
 
 
 def is_control(packet: bytes) -> bool:

@@ -11,16 +11,17 @@ from typing import Protocol
 
 from pqtun.protocol.handshake import Session
 
-# Outer address (IPv4, dotted) and UDP port.
+# Outer address (dotted IPv4, or IPv6 as RFC 5952 writes it) and UDP port.
 Endpoint = tuple[str, int]
 
 
 @dataclass(frozen=True)
 class Datagram:
-    """A datagram that is no tunnel packet (handshake, cookie, ...): 2 to 2048 bytes, not authenticated."""
+    """A handshake (1299 bytes), a returned cookie (144) or a hint ``03 00``, within the limits; not authenticated."""
 
     data: bytes
     source: Endpoint
+    expected: bool = False  # its source had been named to ``expect``; such datagrams are delivered first
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,10 @@ class Alive:
 
 @dataclass(frozen=True)
 class Roamed:
-    """An authenticated packet, newer than all before it, came from this source, which is now sent to."""
+    """An authenticated packet, newer than all before it, came from this source, which is now sent to.
+
+    Within a budget (``limits.UNCONFIRMED_BYTES``), until ``confirm`` says that the peer is reached there.
+    """
 
     tid: bytes
     endpoint: Endpoint
@@ -54,7 +58,10 @@ class Dead:
 
 @dataclass(frozen=True)
 class Control:
-    """An authenticated inner packet of IP protocol 253, as it came (doc/protocol.md section 8)."""
+    """An authenticated inner packet of IP protocol 253, or the answer to an echo of ours (``icmp.echo_token``).
+
+    As it came (doc/protocol.md section 8); at most ``limits.CONTROL_RATE`` a second of each tunnel.
+    """
 
     tid: bytes
     packet: bytes
@@ -80,6 +87,17 @@ Listener = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
+class HandshakeLimits:
+    """How many handshakes and returned cookies a second an engine reports: from expected sources, and from a prefix.
+
+    A quarter of the first figure is for sources that are not expected. A prefix is an IPv4 /24 or an IPv6 /56.
+    """
+
+    per_second: int
+    per_prefix: int
+
+
+@dataclass(frozen=True)
 class TunnelStats:
     """Counters of one tunnel. Times are readings of the engine's clock; bytes are those of inner packets."""
 
@@ -91,6 +109,9 @@ class TunnelStats:
     created: float
     last_sent: float | None
     last_received: float | None
+    last_used: float | None  # when a program's packet passed, either way
+    confirmed: bool  # whether the endpoint was shown to reach the peer
+    mtu: int | None  # bytes of the largest inner packet that is sent, None if nobody said
     packets_sent: int
     packets_received: int
     bytes_sent: int
@@ -131,26 +152,68 @@ class Engine(Protocol):
         """Begin to move packets. Events come in order, each in a turn of the event loop, never out of a call here."""
 
     def add_tunnel(
-        self, session: Session, inner: IPv4Address, endpoint: Endpoint, *, first: bytes | None = None
+        self,
+        session: Session,
+        inner: IPv4Address,
+        endpoint: Endpoint,
+        *,
+        first: bytes | None = None,
+        epoch: int = 0,
+        confirmed: bool = True,
+        standby: bool = False,
     ) -> None:
         """Take a tunnel into use for the private address ``inner``.
 
         Before this returns, tunnel packets that came early are opened, and sent are: ``first``, a plaintext of the
-        control plane, if given; then what was held for ``inner``, in order.
-        An older tunnel of ``inner`` still receives until it dies. Raises ValueError if the tid is in use, ``inner``
-        cannot stand for a peer (outside the subnet, own or broadcast address) or the engine is closed.
+        control plane, if given; then, unless ``standby``, what was held for ``inner``, in order. ``epoch``: the one that
+        the session's roots are of. ``confirmed``: whether the peer is known to be reached at ``endpoint``.
+        An older tunnel of ``inner`` still receives until it dies, and while this one is a ``standby`` it is still sent
+        through. Raises ValueError if the tid is in use, ``inner`` cannot stand for a peer (outside the subnet, own or
+        broadcast address) or the engine is closed.
+        """
+
+    def move_tunnel(self, tid: bytes, inner: IPv4Address) -> None:
+        """Have a tunnel stand for ``inner``, and send through it what is for ``inner``, held packets first.
+
+        ``inner`` may be the address that it has: a standby becomes the tunnel that is sent through, and so does an
+        older tunnel. Raises ValueError if ``inner`` cannot stand for a peer or there is no such tunnel.
         """
 
     def remove_tunnel(self, tid: bytes) -> None:
-        """Erase the tunnel's keys and forget it; no Dead is reported. Unknown: nothing happens."""
+        """Erase the tunnel's keys and forget it; no Dead is reported. Unknown: nothing happens.
 
-    def hold(self, inner: IPv4Address) -> None:
-        """Hold packets for ``inner`` without reporting Wanted. Nothing happens where a tunnel exists."""
+        What is for its address then goes through the next older tunnel of that address that is no standby.
+        """
+
+    def put_aside(self, tid: bytes, key: bytes, nonce: bytes, timestamp: int) -> None:
+        """Send the peer its tunnel as a cookie (section 7), and remove the tunnel. Unknown: nothing happens.
+
+        ``key`` has 32 bytes, ``nonce`` 12, and the two together are used once; ``timestamp`` is in seconds.
+        """
+
+    def confirm(self, tid: bytes, endpoint: Endpoint) -> None:
+        """The peer was shown to be reached at ``endpoint``. Unknown tunnel, or it has moved on: nothing happens."""
+
+    def set_mtu(self, tid: bytes, mtu: int) -> None:
+        """Send the peer no inner packet of more than ``mtu`` bytes (576 at least; for IPv6 packets 1280 at least).
+
+        Programs that send larger ones are told (ICMP), and TCP connections that begin learn of it (MSS), from both
+        sides. Unknown tunnel: nothing happens.
+        """
+
+    def expect(self, host: str) -> None:
+        """The next handshake may well come from this outer address: its prefix goes first for some time."""
+
+    def hold(self, inner: IPv4Address, *, report: bool = False) -> None:
+        """Hold what programs send to ``inner`` from now on, also where there is a tunnel, without reporting Wanted.
+
+        ``report``: the next packet is reported as Wanted, once. Ends with ``add_tunnel``, ``move_tunnel``, ``drop_held``.
+        """
 
     def drop_held(self, inner: IPv4Address, *, unreachable: bool) -> None:
         """Drop what is held for ``inner``; if ``unreachable``, its senders get ICMP host unreachable.
 
-        The next packet to ``inner`` reports Wanted again.
+        The next packet to ``inner`` goes through its tunnel or, without one, reports Wanted again.
         """
 
     def send_datagram(self, data: bytes, endpoint: Endpoint) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 from ipaddress import IPv4Address
 
 import pytest
@@ -73,3 +74,19 @@ def test_other_packets(packet):
     assert not control.is_control(packet)
     with pytest.raises(MessageError, match="control"):
         control.parse(packet)
+
+
+@given(st.lists(ITEM, max_size=3), st.integers(0, 65535))
+def test_padded_to_a_size(items, size):
+    bare = control.encode(items, SOURCE)
+    padded = control.encode(items, SOURCE, size)
+    assert control.parse(padded) == items
+    assert len(padded) == (size if size >= len(bare) + 3 else len(bare))
+    assert int.from_bytes(padded[2:4], "big") == len(padded)
+
+
+def test_resume_proof():
+    """The first half of BLAKE2b-512 (protocol.md section 8), which BLAKE2b-256 is not."""
+    proof = control.resume_proof(bytearray(range(32)), bytes(32))
+    assert proof == hashlib.blake2b(bytes(32), key=bytes(range(32)), digest_size=64).digest()[:32]
+    assert proof != hashlib.blake2b(bytes(32), key=bytes(range(32)), digest_size=32).digest()
