@@ -10,6 +10,11 @@ RECEIVE_WINDOW: Final = 1 << 16
 # reorders. Anybody can be a peer of a server: this is what each tunnel can cost it, 229 x 576 bytes = 130 KB.
 SKIPPED_BLOCKS: Final = 4096 // 18 + 2
 
+# Those of all tunnels of an engine together: 75 MB. When there are more, a tunnel that derives new ones keeps only so
+# many: one for each epoch, as if no packet were ever late. What hostile peers hoard so costs the others no memory.
+ALL_BLOCKS: Final = 1 << 17
+SKIPPED_WHEN_SHORT: Final = 5
+
 # A receiver comes up to this many epochs ahead of its newest one: what two minutes of silence can skip.
 EPOCHS_AHEAD: Final = 4
 

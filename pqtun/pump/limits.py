@@ -19,10 +19,41 @@ EARLY_PACKETS_PER_TUNNEL: Final = 64
 EARLY_BYTES: Final = 256 << 10
 EARLY_SECONDS: Final = 1.0
 
-# Events not yet delivered. The first bound is for what anybody can send, the second for what authenticated peers can;
-# the rest (Wanted, Alive, Dead) are bounded by the tables they come from.
+# Events not yet delivered. The first bound is for what anybody can send, the second for what authenticated peers can,
+# of which one alone takes a sixteenth; the rest (Wanted, Alive, Dead) are bounded by the tables they come from.
 QUEUED_DATAGRAMS: Final = 256
 QUEUED_PEER_EVENTS: Final = 1024
+QUEUED_EVENTS_PER_TUNNEL: Final = 64
+
+# Control events a second of one tunnel, and at once. A peer has a hello, a ping each few seconds and some probes of its
+# path to send; each event costs the receiving daemon a tenth of a millisecond.
+CONTROL_RATE: Final = 100.0
+CONTROL_BURST: Final = 200.0
+
+# What a tunnel may send to an endpoint that nobody confirmed: so many bytes at once, which last while a question and its
+# answer are on their way; so many a second after that; and three for each that came from there (RFC 9000 section 8.1).
+# A peer can so have no flood sent to somebody else, and to move ever and again brings it no new allowance.
+UNCONFIRMED_BYTES: Final = 256 << 10
+UNCONFIRMED_RATE: Final = 25_600.0
+UNCONFIRMED_FACTOR: Final = 3
+
+# Handshakes and returned cookies a second that a server looks at. A core does some 5000; the rest of its time is for
+# packets. Of a prefix two seconds' worth may come at once (many clients behind one address), of all a quarter's.
+HANDSHAKES_PER_SECOND: Final = 2000
+HANDSHAKES_PER_PREFIX: Final = 100
+PREFIX_BURST_SECONDS: Final = 2.0
+ALL_BURST_SECONDS: Final = 0.25
+UNEXPECTED_SHARE: Final = 0.25  # of HANDSHAKES_PER_SECOND, beside it, for sources that nobody expects
+
+# Source prefixes: as many address bits as one customer usually has. They share slots of a fixed table by a keyed hash.
+IPV4_PREFIX_BYTES: Final = 3
+IPV6_PREFIX_BYTES: Final = 7
+PREFIX_SLOTS: Final = 1 << 16
+# A client has fetched the ephemeral keys right before its handshake; under loss it tries for 90 s.
+EXPECTED_SECONDS: Final = 120.0
+
+# "Handshake failed" datagrams a second that a client looks at: a hint at most, of any source.
+HINTS_PER_SECOND: Final = 10.0
 
 # How long handshakes may keep the event loop in one turn where packets have threads of their own. One takes a fifth of
 # that: the turn itself then costs little, and key requests and timers hardly wait.
