@@ -1,28 +1,19 @@
-"""Addresses and checksums of the IPv4 packets inside a tunnel (doc/protocol.md section 7). Pure.
+"""Addresses and checksums of the packets inside a tunnel (doc/protocol.md section 7). Pure.
 
 A sender only clears the destination. It leaves all checksums as they were, so they are stale in the tunnel; the
-receiver puts in the addresses that it knows itself and makes the checksums right.
-
-One's-complement sums (RFC 1071) are taken modulo 65535: since 2**16 = 1 (mod 65535), a whole buffer read as one
-big-endian number is congruent to the sum of its 16-bit words. A remainder 0 stands for the sum 0xffff, because no
-header here is all zeros; so a checksum is ``-sum % 65535``, which is what complementing the folded sum gives.
+receiver puts in the addresses that it knows itself and makes the checksums right. What is said of IPv4 only is here;
+IPv6, between pqtun ends, is handed to ``pqtun.pump.inner6``.
 """
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Interface
 from struct import Struct
 
 from pqtun.protocol.errors import MessageError
+from pqtun.pump.inner6 import Inbound6, Outbound6
+from pqtun.pump.transport import CHECKSUM_AT, HEADER_BYTES, TCP, UDP, WORD, adjust, ones_sum
 
 IPV4_HEADER_BYTES = 20
 ICMP = 1
-TCP = 6
-UDP = 17
-DCCP = 33
-UDP_LITE = 136
-
-# Where the checksum over the pseudo-header stands (RFC 9293, 768, 4340, 3828), and how long the header is.
-CHECKSUM_AT = {TCP: 16, UDP: 6, DCCP: 6, UDP_LITE: 6}
-HEADER_BYTES = {TCP: 20, UDP: 8, DCCP: 12, UDP_LITE: 8}
 
 ICMP_REDIRECT = 5
 # Errors quote the packet that caused them (RFC 792): unreachable, source quench, redirect, time exceeded, parameter.
@@ -33,39 +24,56 @@ FRAGMENT_OFFSET = 0x1FFF
 LOOSE_SOURCE_ROUTE = 131
 STRICT_SOURCE_ROUTE = 137
 
+# RFC 8200 section 5: what every IPv6 link carries.
+IPV6_LEAST_MTU = 1280
+
 _FROM_TUN = Struct("!BxH8x4s4s")  # version and header length, total length, source, destination
 _FROM_TUNNEL = Struct("!BxH2xHxBH")  # version and header length, total length, fragment, protocol, checksum
 _CHECKSUM_AND_ADDRESSES = Struct("!H8s")
-_WORD = Struct("!H")
-_CLEARED = bytes(4)
 
 
-def ones_sum(data: bytes | bytearray) -> int:
-    """Return the sum of the 16-bit big-endian words of ``data`` modulo 65535; an odd last byte is padded with 0."""
-    total = int.from_bytes(data, "big") % 65535
-    return total << 8 if len(data) & 1 else total
+def is_ipv6(packet: bytes | bytearray) -> bool:
+    """Whether a packet says that it is IPv6. False for an empty one."""
+    return len(packet) > 0 and packet[0] >> 4 == 6
+
+
+def largest(packet: bytes | bytearray, mtu: int) -> int:
+    """Return how many bytes a packet of this version may have on its way to a peer of that MTU."""
+    return max(mtu, IPV6_LEAST_MTU) if is_ipv6(packet) else mtu
 
 
 def clear_destination(packet: bytes) -> bytes:
-    """Return the plaintext for the tunnel: ``packet`` with destination 0.0.0.0, nothing else changed."""
-    return packet[:16] + _CLEARED + packet[20:]
+    """Return the plaintext for the tunnel: ``packet`` with destination 0.0.0.0 or ``::``, nothing else changed."""
+    if is_ipv6(packet):
+        return packet[:24] + bytes(16) + packet[40:]
+    return packet[:16] + bytes(4) + packet[20:]
 
 
 class Outbound:
-    """What this host may send into tunnels: IPv4 from its own addresses to single addresses of its subnet."""
+    """What this host may send into tunnels: packets from its own addresses to single addresses of its subnet."""
 
-    def __init__(self, own: IPv4Address, subnet: IPv4Network, deliver_to: IPv4Address | None) -> None:
+    def __init__(
+        self,
+        own: IPv4Address,
+        subnet: IPv4Network,
+        deliver_to: IPv4Address | None,
+        own6: IPv6Interface | None = None,
+    ) -> None:
+        """``own6``: our address beside ``own`` and its /64. Without it IPv6 is refused."""
         self._sources = frozenset(a.packed for a in (own, deliver_to) if a is not None)
         self._mask = int(subnet.netmask)
         self._network = int(subnet.network_address)
         self._not_peers = frozenset((own.packed, subnet.network_address.packed, subnet.broadcast_address.packed))
+        self._six = None if own6 is None else Outbound6(own6, self.is_peer)
 
     def destination(self, packet: bytes) -> bytes:
-        """Return the 4-byte destination of a packet that was read from the TUN device.
+        """Return the 4-byte destination of a packet that was read from the TUN device; of IPv6, the one beside it.
 
         Raises MessageError: tun_not_ipv4, tun_length, tun_source, tun_destination (own address, broadcast, multicast
         or otherwise outside the subnet).
         """
+        if self._six is not None and is_ipv6(packet):
+            return self._six.destination(packet)
         if len(packet) < IPV4_HEADER_BYTES or packet[0] >> 4 != 4:
             raise MessageError("tun_not_ipv4")
         _, total, source, destination = _FROM_TUN.unpack_from(packet)
@@ -85,17 +93,22 @@ class Outbound:
 class Inbound:
     """Readdresses the packets of one peer for this host: from the peer's private address to the host's address."""
 
-    def __init__(self, peer: IPv4Address, host: IPv4Address) -> None:
+    def __init__(self, peer: IPv4Address, host: IPv4Address, own6: IPv6Interface | None = None) -> None:
+        """``own6``: our private IPv6 address and its /64. Without it IPv6 is refused."""
         self._addresses = peer.packed + host.packed
         self._quoted_addresses = host.packed + peer.packed
         self._address_sum = ones_sum(self._addresses)
+        self._six = None if own6 is None else Inbound6(peer, own6)
 
     def deliver(self, plaintext: bytes) -> bytearray:
         """Return the packet for the TUN device. Bytes past the IP total length are padding and cut off.
 
         Raises MessageError: inner_short, inner_not_ipv4, inner_header_length, inner_total_length, inner_options,
-        inner_source_route, inner_fragment, inner_tcp_length, inner_udp_length, inner_icmp_quote, inner_icmp_redirect.
+        inner_source_route, inner_fragment, inner_tcp_length, inner_udp_length, inner_icmp_quote, inner_icmp_redirect;
+        of IPv6 those of ``Inbound6.deliver``.
         """
+        if self._six is not None and is_ipv6(plaintext):
+            return self._six.deliver(plaintext)
         if len(plaintext) < IPV4_HEADER_BYTES:
             raise MessageError("inner_short")
         first, total, fragment, protocol, stale = _FROM_TUNNEL.unpack_from(plaintext)
@@ -136,7 +149,7 @@ class Inbound:
         available = len(plaintext) - header
         if available < HEADER_BYTES[UDP]:
             raise MessageError("inner_udp_length")
-        (length,) = _WORD.unpack_from(plaintext, header + 4)
+        (length,) = WORD.unpack_from(plaintext, header + 4)
         if not HEADER_BYTES[UDP] <= length <= available:
             raise MessageError("inner_udp_length")
         self._sum_transport(packet, header, UDP, plaintext[header : header + length])
@@ -144,13 +157,13 @@ class Inbound:
     def _sum_transport(self, packet: bytearray, header: int, protocol: int, segment: bytes) -> None:
         """Compute the checksum of a whole TCP segment or UDP datagram over its pseudo-header (RFC 9293, RFC 768)."""
         at = CHECKSUM_AT[protocol]
-        (old,) = _WORD.unpack_from(segment, at)
+        (old,) = WORD.unpack_from(segment, at)
         if protocol == UDP and old == 0:
             return  # the sender chose to have none
         checksum = (old - ones_sum(segment) - self._address_sum - protocol - len(segment)) % 65535
         if protocol == UDP and checksum == 0:
             checksum = 0xFFFF
-        _WORD.pack_into(packet, header + at, checksum)
+        WORD.pack_into(packet, header + at, checksum)
 
     def _first_fragment(self, packet: bytearray, header: int, protocol: int, change: int) -> None:
         if protocol == ICMP:
@@ -178,13 +191,13 @@ class Inbound:
         before = ones_sum(packet[quote:])
         change = ones_sum(packet[quote + 12 : quote + 20]) - self._address_sum
         packet[quote + 12 : quote + 20] = self._quoted_addresses
-        _adjust(packet, quote + 10, change)
-        (fragment,) = _WORD.unpack_from(packet, quote + 6)
+        adjust(packet, quote + 10, change)
+        (fragment,) = WORD.unpack_from(packet, quote + 6)
         protocol = packet[quote + 9]
         at = CHECKSUM_AT.get(protocol)
         if at is not None and not fragment & FRAGMENT_OFFSET and len(packet) >= transport + at + 2:
             _adjust_transport(packet, transport, protocol, change)
-        _adjust(packet, header + 2, before - ones_sum(packet[quote:]))
+        adjust(packet, header + 2, before - ones_sum(packet[quote:]))
 
 
 def check_options(options: bytes) -> None:
@@ -233,14 +246,9 @@ def _adjust_transport(packet: bytearray, header: int, protocol: int, change: int
     at = header + CHECKSUM_AT[protocol]
     if len(packet) < at + 2:
         return
-    (old,) = _WORD.unpack_from(packet, at)
+    (old,) = WORD.unpack_from(packet, at)
     if protocol == UDP and old == 0:
         return
-    _adjust(packet, at, change)
+    adjust(packet, at, change)
     if protocol == UDP and packet[at] == packet[at + 1] == 0:
         packet[at] = packet[at + 1] = 0xFF
-
-
-def _adjust(packet: bytearray, at: int, change: int) -> None:
-    (old,) = _WORD.unpack_from(packet, at)
-    _WORD.pack_into(packet, at, (old + change) % 65535)

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pqtun.protocol.errors import MessageError
-from pqtun.pump.inner import Inbound, Outbound, check_options, clear_destination, ones_sum
+from pqtun.pump.inner import Inbound, Outbound, check_options, clear_destination
+from pqtun.pump.transport import ones_sum
 from tests.pump import packets as p
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "nat.json").read_text())
