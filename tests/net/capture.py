@@ -14,7 +14,7 @@ from tests.net.lab import Lab
 from tests.net.process import LabError
 
 _MICROSECONDS, _NANOSECONDS = 0xA1B2C3D4, 0xA1B23C4D  # pcap file magic, draft-ietf-opsawg-pcap
-_ETHERNET = 1
+_ETHERNET, _RAW = 1, 101  # link types; the second is that of a TUN device
 _TCP, _UDP, _FRAGMENT6 = 6, 17, 44
 
 
@@ -64,12 +64,13 @@ class Capture:
 
 
 def read_pcap(path: Path) -> Iterator[Packet]:
-    """The IPv4 and IPv6 packets of an Ethernet pcap file; ValueError if it is none."""
+    """The IPv4 and IPv6 packets of a pcap file of Ethernet frames or of bare packets; ValueError if it is none."""
     data = path.read_bytes()
     order = "<" if data[:4] in (_MICROSECONDS.to_bytes(4, "little"), b"\x4d\x3c\xb2\xa1") else ">"
     magic, *_, link = struct.unpack_from(order + "IHHiIII", data)
-    if magic not in (_MICROSECONDS, _NANOSECONDS) or link & 0xFFFF != _ETHERNET:
-        raise ValueError(f"{path} is no pcap file of Ethernet frames")
+    if magic not in (_MICROSECONDS, _NANOSECONDS) or link & 0xFFFF not in (_ETHERNET, _RAW):
+        raise ValueError(f"{path} is no pcap file of Ethernet frames or IP packets")
+    head = 14 if link & 0xFFFF == _ETHERNET else 0
     fraction = 1e-6 if magic == _MICROSECONDS else 1e-9
     at = 24
     while at + 16 <= len(data):
@@ -77,19 +78,21 @@ def read_pcap(path: Path) -> Iterator[Packet]:
         frame = data[at + 16 : at + 16 + length]
         at += 16 + length
         if len(frame) == length:  # the last record may be half written while the capture runs
-            packet = _packet(seconds + part * fraction, frame)
+            packet = _packet(seconds + part * fraction, frame, head)
             if packet is not None:
                 yield packet
 
 
-def _packet(time: float, frame: bytes) -> Packet | None:
-    kind, ip = frame[12:14], frame[14:]
-    if kind == b"\x08\x00":
+def _packet(time: float, frame: bytes, head: int) -> Packet | None:
+    """Of a frame whose link layer header has `head` bytes; None if it is no IP packet."""
+    ip = frame[head:]
+    version = {b"\x08\x00": 4, b"\x86\xdd": 6}.get(frame[head - 2 : head]) if head else ip[0] >> 4
+    if version == 4:
         header, protocol = (ip[0] & 15) * 4, ip[9]
         source, destination = ipaddress.ip_address(ip[12:16]), ipaddress.ip_address(ip[16:20])
         end = int.from_bytes(ip[2:4], "big") or len(ip)  # 0: segmentation offload of the sender
         first = int.from_bytes(ip[6:8], "big") & 0x1FFF == 0
-    elif kind == b"\x86\xdd":
+    elif version == 6:
         header, protocol = 40, ip[6]
         source, destination = ipaddress.ip_address(ip[8:24]), ipaddress.ip_address(ip[24:40])
         end, first = 40 + int.from_bytes(ip[4:6], "big"), protocol != _FRAGMENT6

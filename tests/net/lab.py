@@ -22,12 +22,14 @@ import tempfile
 import threading
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tests.net.impairment import Conditions
 from tests.net.process import LabError, Process, wait_until
+from tests.net.wire import Wire
 
-__all__ = ["Lab", "LabError", "Process", "Topology", "Wire", "standard_topology", "wait_until"]
+__all__ = ["Conditions", "Lab", "LabError", "Process", "Topology", "Wire", "standard_topology", "wait_until"]
 
 HERE = Path(__file__).resolve().parent
 
@@ -42,21 +44,6 @@ _serial = itertools.count()
 _open: set[Lab] = set()
 
 
-@dataclass(frozen=True)
-class Wire:
-    """A slow link: one-way delay in seconds, share of frames lost (0 to 1), bit/s (0: unlimited), seconds of queue."""
-
-    delay: float = 0.0
-    loss: float = 0.0
-    rate: float = 0.0
-    queue: float = 0.2
-    seed: int = 1
-
-    def arguments(self) -> list[str]:
-        """For slow_wire.py."""
-        return [str(value) for value in (self.delay, self.loss, self.rate, self.queue, self.seed)]
-
-
 class Lab:
     """A set of network namespaces, programs in them, and a scratch directory; all gone after close()."""
 
@@ -65,6 +52,7 @@ class Lab:
         self._pid = os.getpid()
         self._namespaces: list[str] = []
         self._processes: list[Process] = []
+        self._wires: list[Wire] = []
         self.directory = Path(tempfile.mkdtemp(prefix=self._base))
         # Programs that give up root (sshd's users, tcpdump, a daemon's worker) must get at their files.
         self.directory.chmod(0o755)
@@ -103,22 +91,30 @@ class Lab:
         self,
         ends: tuple[tuple[str, str], tuple[str, str]],
         addresses: tuple[Sequence[str], Sequence[str]],
-        *,
-        wire: Wire | None = None,
     ) -> None:
-        """Join two namespaces: ends ((ns, device), (ns, device)), addresses with prefix length.
-
-        By a veth pair, or by `wire`.
-        """
+        """Join two namespaces by a veth pair: ends ((ns, device), (ns, device)), addresses with prefix length."""
         (ns_a, dev_a), (ns_b, dev_b) = ends
-        if wire is None:
-            veth = ["ip", "link", "add", dev_a, "netns", ns_a, "type", "veth", "peer", "name", dev_b, "netns", ns_b]
-            _command(*veth)
-        else:
-            process = self._start(
-                [sys.executable, str(HERE / "slow_wire.py"), ns_a, dev_a, ns_b, dev_b, *wire.arguments()]
-            )
-            process.wait_output("ready", 15)
+        veth = ["ip", "link", "add", dev_a, "netns", ns_a, "type", "veth", "peer", "name", dev_b, "netns", ns_b]
+        _command(*veth)
+        self._address(ends, addresses)
+
+    def wire(
+        self,
+        ends: tuple[tuple[str, str], tuple[str, str]],
+        addresses: tuple[Sequence[str], Sequence[str]],
+        conditions: Conditions,
+        *,
+        seed: int | str = 1,
+    ) -> Wire:
+        """Join two namespaces, as link() does, by TUN devices and a relay between them that spoils what it carries."""
+        wire = Wire(self, ends, seed)
+        self._wires.append(wire)
+        wire.set(**asdict(conditions))
+        self._address(ends, addresses)
+        return wire
+
+    @staticmethod
+    def _address(ends: tuple[tuple[str, str], tuple[str, str]], addresses: tuple[Sequence[str], Sequence[str]]) -> None:
         for (ns, dev), given in zip(ends, addresses, strict=True):
             for address in given:
                 # Without nodad an IPv6 address could not be used for a second or two.
@@ -130,6 +126,16 @@ class Lab:
         """Add a route in `ns`; destination may be "default"."""
         family = "-6" if ":" in via else "-4"
         _command("ip", "-n", ns, family, "route", "add", destination, "via", via)
+
+    def readdress(self, ns: str, device: str, old: str, new: str) -> None:
+        """Give a device another address (both with prefix length); the default route by it stays, as DHCP has it."""
+        family = "-6" if ":" in old else "-4"
+        gates = json.loads(_command("ip", "-n", ns, "-j", family, "route", "show", "default", "dev", device).stdout)
+        # The new one after the old one: beside it, it would go with it (ip-address(8), secondary).
+        _command("ip", "-n", ns, "addr", "del", old, "dev", device)
+        _command("ip", "-n", ns, "addr", "add", new, "dev", device, *(["nodad"] if ":" in new else []))
+        for gate in gates:
+            _command("ip", "-n", ns, family, "route", "replace", "default", "via", gate["gateway"], "dev", device)
 
     def forward(self, ns: str) -> None:
         """Make `ns` a router for IPv4 and IPv6."""
@@ -250,6 +256,8 @@ class Lab:
             return
         for process in reversed(self._processes):
             process.kill()
+        for wire in self._wires:
+            wire.close()
         # One by one, so that a close() which was interrupted can be finished by the one at exit.
         while self._namespaces:
             _remove_namespace(self._namespaces[-1])
@@ -310,13 +318,15 @@ class Topology:
     router: str
     server: str
     resolver: str
+    wire: Wire | None = None  # of router ("a") and server ("b"), where that is no plain link
 
 
-def standard_topology(lab: Lab, server_wire: Wire | None = None) -> Topology:
-    """Build the Topology; client and server ask RESOLVER4. `server_wire` replaces the link of router and server."""
+def standard_topology(lab: Lab, conditions: Conditions | None = None) -> Topology:
+    """Build the Topology; client and server ask RESOLVER4. With `conditions`, a Wire joins router and server."""
     router = lab.namespace("router")
     lab.forward(router)
     made = {}
+    wire = None
     for name, v4, v6 in (
         ("client", CLIENT4, CLIENT6),
         ("server", SERVER4, SERVER6),
@@ -325,14 +335,15 @@ def standard_topology(lab: Lab, server_wire: Wire | None = None) -> Topology:
         ns = made[name] = lab.namespace(name, nameservers=[RESOLVER4])
         gate4 = v4.rpartition(".")[0] + ".1"
         gate6 = v6.rpartition("::")[0] + "::1"
-        lab.link(
-            ((ns, "eth0"), (router, f"{name}0")),
-            ([f"{v4}/24", f"{v6}/64"], [f"{gate4}/24", f"{gate6}/64"]),
-            wire=server_wire if name == "server" else None,
-        )
+        ends = ((router, f"{name}0"), (ns, "eth0"))
+        addresses = ([f"{gate4}/24", f"{gate6}/64"], [f"{v4}/24", f"{v6}/64"])
+        if name == "server" and conditions is not None:
+            wire = lab.wire(ends, addresses, conditions)
+        else:
+            lab.link(ends, addresses)
         lab.route(ns, "default", gate4)
         lab.route(ns, "default", gate6)
-    return Topology(made["client"], router, made["server"], made["resolver"])
+    return Topology(made["client"], router, made["server"], made["resolver"], wire)
 
 
 def remove_stale() -> None:
