@@ -16,6 +16,7 @@ from pqtun.protocol.constants import (
     TID_BYTES,
 )
 from pqtun.protocol.errors import MessageError
+from pqtun.protocol.primitives import erase
 
 _STATE = Struct(f">{TID_BYTES}sI{KEY_BYTES}s{KEY_BYTES}s")
 _TIMESTAMP = Struct(">Q")
@@ -29,8 +30,8 @@ class TunnelState:
 
     tid: bytes
     epoch: int
-    send_root: bytes = field(repr=False)
-    recv_root: bytes = field(repr=False)
+    send_root: bytes | bytearray = field(repr=False)
+    recv_root: bytes | bytearray = field(repr=False)
 
 
 def is_cookie(plaintext: bytes) -> bool:
@@ -41,9 +42,10 @@ def is_cookie(plaintext: bytes) -> bool:
 def pack(state: TunnelState, key: bytes, nonce: bytes, timestamp: int) -> bytes:
     """Return the 144-byte cookie. ``nonce`` has 12 bytes and is never used twice under one key."""
     stamp = _TIMESTAMP.pack(timestamp)
-    sealed = ChaCha20Poly1305(key).encrypt(
-        nonce, _STATE.pack(state.tid, state.epoch, state.send_root, state.recv_root), stamp
-    )
+    plaintext = bytearray(_STATE.size)
+    _STATE.pack_into(plaintext, 0, state.tid, state.epoch, state.send_root, state.recv_root)
+    sealed = ChaCha20Poly1305(key).encrypt(nonce, plaintext, stamp)
+    erase(plaintext)
     return COOKIE_PREFIX + stamp + nonce + sealed
 
 

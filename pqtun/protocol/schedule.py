@@ -19,7 +19,16 @@ from pqtun.protocol.constants import (
     MAX_EPOCHS,
 )
 from pqtun.protocol.errors import MessageError
-from pqtun.protocol.limits import AHEAD_BUDGET, BLOCKS_AHEAD, EPOCHS_AHEAD, FORGED_PRICE, RECEIVE_WINDOW, SKIPPED_BLOCKS
+from pqtun.protocol.limits import (
+    AHEAD_BUDGET,
+    ALL_BLOCKS,
+    BLOCKS_AHEAD,
+    EPOCHS_AHEAD,
+    FORGED_PRICE,
+    RECEIVE_WINDOW,
+    SKIPPED_BLOCKS,
+    SKIPPED_WHEN_SHORT,
+)
 from pqtun.protocol.primitives import Buffer, erase, expand
 
 _BLOCK_BYTES: Final = KEYS_PER_BLOCK * KEY_BYTES
@@ -54,7 +63,10 @@ def _next_block(chain_key: bytearray) -> bytearray:
 
 
 class SendSchedule:
-    """Hands out each packet key once. Epochs follow the clock: 30 s each, starting when the one before ended."""
+    """Hands out each packet key once. Epochs follow the clock: 30 s each, starting when the one before ended.
+
+    An epoch whose counter has ended is over sooner; the peer follows.
+    """
 
     def __init__(self, root: Buffer, now: float, epoch: int = 0) -> None:
         self.epoch = epoch
@@ -64,10 +76,21 @@ class SendSchedule:
         self._block = bytearray()
         self._offset = 0
 
+    @property
+    def next_root(self) -> bytearray:
+        """The root of the epoch after this one: the schedule's own, which it erases."""
+        return self._next_root
+
+    def due(self, now: float) -> bool:
+        """Whether ``advance`` has something to do."""
+        return now >= self.expires or self.counter > LAST_COUNTER
+
     def advance(self, now: float) -> None:
-        """Move to the epoch of ``now``. Raises MessageError("epoch_end") after epoch 65535."""
+        """Move to the epoch of ``now``, after 2^32 packets to the next. MessageError("epoch_end") after epoch 65535."""
         while now >= self.expires:
             self._step(self.expires)
+        if self.counter > LAST_COUNTER:
+            self._step(now)
 
     def step_up_to(self, epoch: int, now: float) -> None:
         """Follow the peer, whose clock may be ahead of ours."""
@@ -77,14 +100,12 @@ class SendSchedule:
     def next_key(self) -> tuple[int, memoryview]:
         """Return the counter and a view of its packet key; the caller overwrites the view after use.
 
-        Call ``advance`` first. Raises MessageError("counter_end") after 2^32 packets in one epoch.
+        Call ``advance`` first where it is ``due``.
         """
         if self._offset == len(self._block):
             self._block = _next_block(self._chain_key)
             self._offset = 0
         counter = self.counter
-        if counter > LAST_COUNTER:
-            raise MessageError("counter_end")
         offset = self._offset
         self.counter = counter + 1
         self._offset = offset + KEY_BYTES
@@ -108,6 +129,15 @@ class SendSchedule:
         self.epoch += 1
         self.counter = 0
         self.expires = start + EPOCH_SECONDS
+
+
+class KeyBlocks:
+    """Counts the blocks of packet keys that all tunnels of an engine keep."""
+
+    __slots__ = ("in_use",)
+
+    def __init__(self) -> None:
+        self.in_use = 0
 
 
 class _ReceiveEpoch:
@@ -139,14 +169,16 @@ class _ReceiveEpoch:
         for number in list(islice(self.blocks, blocks)):
             erase(self.blocks.pop(number))
 
-    def use(self, counter: int, key: memoryview) -> None:
-        """Erase the key of a packet that authenticated, and its block with the last of its keys."""
+    def use(self, counter: int, key: memoryview) -> bool:
+        """Erase the key of a packet that authenticated, and its block with the last of its keys; say if it was that."""
         key[:] = _ZERO_KEY
         if counter >= self.expected:
             self.expected = counter + 1
         number = counter // KEYS_PER_BLOCK
-        if self.blocks[number].count(0) == _BLOCK_BYTES:
-            del self.blocks[number]
+        if self.blocks[number].count(0) < _BLOCK_BYTES:
+            return False
+        del self.blocks[number]
+        return True
 
 
 class _Ahead:
@@ -205,9 +237,11 @@ class Candidate:
             self._epoch.keep(self._ahead)
         if self._next_root is not None:
             self._schedule.bring_up(self._new_epochs, self._next_root)
-        self._epoch.use(self._counter, self.key)
+        block_used_up = self._epoch.use(self._counter, self.key)
         if self._ahead is not None:
             self._schedule.bound_skipped()
+        elif block_used_up:
+            self._schedule.count_blocks()
 
     def reject(self) -> None:
         """Erase what was derived; the schedule is as it was before."""
@@ -223,8 +257,10 @@ class Candidate:
 class ReceiveSchedule:
     """Finds the key of an arriving packet. Keeps at most 5 epochs, each for 120 s after it came up."""
 
-    def __init__(self, root: Buffer, now: float, epoch: int = 0) -> None:
+    def __init__(self, root: Buffer, now: float, epoch: int = 0, all_blocks: KeyBlocks | None = None) -> None:
         self._next_root, chain_key = _first_split(root)
+        self._all_blocks = all_blocks or KeyBlocks()
+        self._counted = 0  # blocks of ours that it knows of
         self._epochs = {epoch: _ReceiveEpoch(epoch, chain_key, now)}  # oldest first
         self.newest = epoch
         self.deadline = now + EPOCH_LIFETIME  # when the oldest epoch is to be erased; infinite when dead
@@ -290,14 +326,33 @@ class ReceiveSchedule:
             self._budget = left - blocks * (FORGED_PRICE - 1), since
 
     def bound_skipped(self) -> None:
-        """Erase skipped packet keys beyond the bound, those of the oldest epochs first."""
-        excess = sum(len(epoch.blocks) for epoch in self._epochs.values()) - SKIPPED_BLOCKS
+        """Erase skipped packet keys beyond the bounds, those of the oldest epochs first."""
+        self.count_blocks()
+        bound = SKIPPED_BLOCKS if self._all_blocks.in_use <= ALL_BLOCKS else SKIPPED_WHEN_SHORT
+        excess = self._counted - bound
+        if excess <= 0:
+            return
         for epoch in self._epochs.values():
-            if excess <= 0:
-                return
             blocks = min(excess, len(epoch.blocks))
             epoch.forget(blocks)
             excess -= blocks
+        self.count_blocks()
+
+    def count_blocks(self) -> None:
+        """Tell the count of all tunnels how many blocks this one keeps now."""
+        kept = sum(len(epoch.blocks) for epoch in self._epochs.values())
+        self._all_blocks.in_use += kept - self._counted
+        self._counted = kept
+
+    def root_of(self, epoch: int) -> bytearray:
+        """Return a copy of the root of an epoch after the newest; to be erased by the caller."""
+        root = self._next_root[:]
+        for _ in range(self.newest + 1, epoch):
+            next_root, chain_key = _split_root(root)
+            erase(root)
+            erase(chain_key)
+            root = next_root
+        return root
 
     def step(self, now: float) -> None:
         """Bring up one more epoch without a packet, as a cookie asks for (section 7)."""
@@ -328,6 +383,7 @@ class ReceiveSchedule:
 
     def _drop(self, number: int) -> None:
         self._epochs.pop(number).erase()
+        self.count_blocks()
         self.deadline = min((e.came_up for e in self._epochs.values()), default=inf) + EPOCH_LIFETIME
 
     def _epochs_ahead(self, number: int, now: float) -> tuple[list[_ReceiveEpoch], bytearray]:

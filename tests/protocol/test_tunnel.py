@@ -1,7 +1,7 @@
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pqtun.protocol import primitives, schedule
@@ -293,13 +293,105 @@ def test_the_last_epoch_ends_the_tunnel():
         b.step(1.0)
 
 
-def test_the_last_counter_ends_the_epoch():
+def test_a_counter_that_ends_moves_the_tunnel_to_the_next_epoch():
     a, b = pair()
+    b.open(a.seal(b"", 1.0), 1.0)
+    a._send.counter = 2**32 - 1
+    assert packet_index(a.seal(b"", 5.0)) == (0, 2**32 - 1)
+    datagram = a.seal(b"next", 6.0)
+    assert packet_index(datagram) == (1, 0)
+    assert b.open(datagram, 6.0) == b"next"
+    assert packet_index(a.seal(b"", 35.9)) == (1, 1)  # 30 s from its own start
+    assert packet_index(a.seal(b"", 36.0)) == (2, 0)
+
+
+def test_a_counter_that_ends_in_the_last_epoch_ends_the_tunnel():
+    a, _ = pair(first_epoch=LAST_EPOCH)
     a._send.counter = 2**32
-    with pytest.raises(MessageError, match="counter_end"):
-        a.seal(b"", 0.0)
-    a.seal(b"", 30.0)
-    assert b.recv_epoch == 0
+    with pytest.raises(MessageError, match="epoch_end"):
+        a.seal(b"", 1.0)
+
+
+@pytest.mark.parametrize("epoch", [-1, LAST_EPOCH + 1])
+def test_there_are_65536_epochs(epoch):
+    with pytest.raises(ValueError, match="65535"):
+        Tunnel(TID, TI, TR, 0.0, epoch)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32))
+def test_a_tunnel_that_was_put_aside_goes_on(seed):
+    """Its end is made anew from what a cookie holds, whatever came before; the other end has moved both chains on."""
+    random = Random(seed)
+    client, server = pair()
+    now = 0.0
+    for _ in range(random.randrange(12)):
+        now += random.choice([0.0, 1.0, 31.0, 70.0])
+        for end in (client, server):
+            end.expire(now)
+        assume(not client.dead and not server.dead)
+        sender, receiver = random.sample((client, server), 2)
+        datagram = sender.seal(b"", now)
+        if random.random() < 0.7:
+            receiver.open(datagram, now)
+    before = server.send_epoch, server.recv_epoch
+    state = server.state(now)
+    notice = server.seal(b"pqccookE", now)
+    assert state.tid == TID
+    assert state.epoch == packet_index(notice)[0] >= max(before)
+    assert client.open(notice, now) == b"pqccookE"
+    client.step(now)
+    server.erase()
+    again = Tunnel(TID, state.send_root, state.recv_root, now, state.epoch + 1)
+    assert again.open(client.seal(b"up", now), now) == b"up"
+    assert client.open(again.seal(b"down", now), now) == b"down"
+
+
+def test_a_dead_tunnel_has_no_state_and_one_at_its_end_neither():
+    a, _ = pair()
+    with pytest.raises(MessageError, match="dead"):
+        a.state(120.0)
+    last, _ = pair(first_epoch=LAST_EPOCH)
+    with pytest.raises(MessageError, match="epoch_end"):
+        last.state(0.0)
+
+
+def test_memory_is_bounded_over_all_tunnels(monkeypatch):
+    """Beyond that a tunnel keeps as many skipped keys as it takes where no packet is late."""
+    monkeypatch.setattr(schedule, "ALL_BLOCKS", 30)
+    blocks = schedule.KeyBlocks()
+    ends = []
+    for number in range(5):
+        tid = bytes([number]) * 32
+        ends.append((Tunnel(tid, TI, TR, 0.0), Tunnel(tid, TR, TI, 0.0, all_blocks=blocks)))
+
+    def kept(receiver):
+        return sum(len(e.blocks) for e in receiver._receive._epochs.values())
+
+    def skip(sender, receiver, packets):
+        skipped = [sender.seal(b"skipped", 0.0) for _ in range(packets)]
+        assert receiver.open(sender.seal(b"", 0.0), 0.0) == b""
+        return skipped
+
+    late = [skip(*end, 10 * 18) for end in ends[:2]]
+    assert [kept(b) for _, b in ends] == [11, 11, 0, 0, 0]
+    skip(*ends[2], 10 * 18)  # this one is over the bound, and pays for it
+    assert [kept(b) for _, b in ends] == [11, 11, 5, 0, 0]
+    assert blocks.in_use == 27
+    skip(*ends[3], 18)
+    skip(*ends[4], 18)
+    assert blocks.in_use == 31
+    for sender, receiver in ends:
+        for _ in range(100):
+            assert receiver.open(sender.seal(b"x", 0.0), 0.0) == b"x"
+    assert [kept(b) for _, b in ends] == [5, 11, 5, 2, 2]  # the first one's left room for the second
+    with pytest.raises(MessageError, match="replay"):
+        ends[0][1].open(late[0][0], 0.0)
+    for _, receiver in ends[:4]:
+        receiver.erase()
+    assert blocks.in_use == kept(ends[4][1])
+    ends[4][1].expire(120.0)
+    assert blocks.in_use == 0
 
 
 def test_a_cookie_moves_both_chains():
