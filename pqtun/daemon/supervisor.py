@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
-from pqtun.daemon import privilege
+from pqtun.daemon import clock, privilege
 from pqtun.protocol.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,8 @@ def _work(
         for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's reach both processes; the parent passes them on
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED)
-        asyncio.run(_run(body, writer))
+        with asyncio.Runner(loop_factory=clock.event_loop) as runner:
+            runner.run(_run(body, writer))
         code = 0
     except UserError as error:
         _tell(writer, str(error).encode(errors="backslashreplace"))
