@@ -1,13 +1,14 @@
-"""What the privileged parent makes on the host: the TUN interface with its address, and bound sockets."""
+"""What the privileged parent makes on the host: the TUN interface with its addresses, and bound sockets."""
 
 import errno
 import io
 import logging
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,11 +17,23 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from pqtun.protocol.constants import TUNNEL_OVERHEAD
 from pqtun.protocol.errors import UserError
+from pqtun.protocol.private6 import PREFIX_BITS, address6, prefix
 from pqtun.pump.tun import open_tun
 
 log = logging.getLogger(__name__)
 
 PRIVATE_NETWORKS: Final = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))  # RFC 1918
+# Where the search in a private network begins. People and routers number from the low end, and a host that moves on to
+# such a network should not find its own subnet there; Kubernetes and VPNs have more from 10.244 on.
+_SEARCH_FROM: Final = int(IPv4Address("10.200.0.0"))
+_SITE_BITS: Final = 48  # a unique local site (RFC 4193); a shorter prefix is a route to all such sites
+
+# Where nobody sets the MTU: what the way to the Internet carries, at most Ethernet's 1500, less IPv6 40, UDP 8 and our
+# own bytes, which fits both outer IP versions without fragments; never less than IPv6 takes (RFC 8200 section 5).
+LARGEST_ROUTE_MTU: Final = 1500
+OUTER_OVERHEAD: Final = 40 + 8 + TUNNEL_OVERHEAD
+LEAST_MTU: Final = 1280
+_RTN_UNICAST: Final = 1  # linux/rtnetlink.h
 
 # The kernel doubles them. Each is enough for a burst of some 30 ms at the engine's speed; what one client sends beyond
 # that is lost to it, while more would keep the packets of all others waiting for as long.
@@ -28,9 +41,15 @@ SOCKET_BUFFER: Final = 1 << 20
 NATIVE_SOCKET_BUFFER: Final = 4 << 20
 _SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h
 _SO_SNDBUFFORCE: Final = 32
-# linux/in.h. Datagrams go without DF: on a path with a smaller MTU routers cut them, where else they would be lost.
+# linux/in.h, linux/in6.h. Datagrams go without DF: on a path with a smaller MTU routers cut them (those over IPv6 this
+# host, once a router said so), where else they would be lost.
 _IP_MTU_DISCOVER: Final = 10
-_IP_PMTUDISC_DONT: Final = 0
+_IPV6_MTU_DISCOVER: Final = 23
+_PMTUDISC_DONT: Final = 0
+# No IPv6 in this kernel, or none that may be used.
+_NO_IPV6: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+_IFA_F_NODAD: Final = 0x02  # linux/if_addr.h
+_ADDR_GEN_MODE_NONE: Final = "1"  # linux/if_link.h, IN6_ADDR_GEN_MODE_NONE
 
 _UDP_PAYLOAD: Final = 0xFFFF - 28  # bytes of a whole UDP_SEGMENT message: 65,535 less the IPv4 and UDP headers
 _UDP_SEGMENTS: Final = 64  # linux/udp.h UDP_MAX_SEGMENTS was that before Linux 6.9
@@ -57,6 +76,8 @@ class Tun:
     name: str
     address: IPv4Interface
     vnet_header: bool = False  # whether a virtio header stands before each packet
+    mtu: int = LARGEST_ROUTE_MTU - OUTER_OVERHEAD  # bytes
+    address6: IPv6Interface | None = None  # its private IPv6 address, if it has one
 
     def close(self) -> None:
         """Close this process's descriptors."""
@@ -104,21 +125,75 @@ def free_subnet(wanted: IPv4Interface, used: Iterable[IPv4Network]) -> IPv4Inter
         return wanted
     host_number = int(wanted.ip) - int(wanted.network.network_address)
     length = wanted.network.prefixlen
-    for private in PRIVATE_NETWORKS:
-        if length >= private.prefixlen:
-            for network in private.subnets(new_prefix=length):
-                if is_free(network):
-                    return IPv4Interface((network.network_address + host_number, length))
+    for network in _private_subnets(length):
+        if is_free(network):
+            return IPv4Interface((network.network_address + host_number, length))
     raise UserError(f"no private network of size /{length} is free on this host; name one with --address")
 
 
+def _private_subnets(length: int) -> Iterator[IPv4Network]:
+    """All private networks of a size, those that are seldom used by others first."""
+    size = 1 << (32 - length)
+    for private in PRIVATE_NETWORKS:
+        first, last = int(private.network_address), int(private.broadcast_address)
+        middle = _SEARCH_FROM // size * size if first < _SEARCH_FROM < last else first
+        if length >= private.prefixlen:
+            for number in chain(range(middle, last, size), range(first, middle, size)):
+                yield IPv4Network((number, length))
+
+
+def automatic_mtu(ipr: Any) -> int:
+    """Return the MTU (bytes) for the TUN device of a host whose default routes are these."""
+    sizes = [LARGEST_ROUTE_MTU]
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for route in ipr.get_routes(family=family):
+            # Of several the least: this host may come to use each. Two routes with one bit are a default route too.
+            if route["family"] == family and route["dst_len"] <= 1 and route["type"] == _RTN_UNICAST:
+                sizes += _route_mtus(ipr, route)
+    return max(min(sizes) - OUTER_OVERHEAD, LEAST_MTU)
+
+
+def _route_mtus(ipr: Any, route: Any) -> list[int]:
+    """The MTU of the route itself, where it has one, and those of its devices."""
+    own = route.get_attr("RTA_METRICS")
+    sizes = [own.get_attr("RTAX_MTU") if own is not None else None]
+    hops = [hop["oif"] for hop in route.get_attr("RTA_MULTIPATH") or ()]
+    for index in filter(None, (route.get_attr("RTA_OIF"), *hops)):
+        sizes += [link.get_attr("IFLA_MTU") for link in ipr.get_links(index)]
+    return [size for size in sizes if size]
+
+
+def _prefix_is_in_use(ipr: Any, network: IPv6Network) -> bool:
+    """Whether the host has an address or a route in a private IPv6 prefix, or one to a site that contains it."""
+    addresses = [(message.get_attr("IFA_ADDRESS"), message["prefixlen"]) for message in _of_ipv6(ipr.get_addr)]
+    routes = [(route.get_attr("RTA_DST"), route["dst_len"]) for route in _of_ipv6(ipr.get_routes)]
+    return any(
+        length >= _SITE_BITS and network.overlaps(IPv6Network((text, length), strict=False))
+        for text, length in addresses + routes
+        if text
+    )
+
+
+def _of_ipv6(dump: Any) -> list[Any]:
+    """What a netlink dump has of IPv6; a kernel without it gives what it has of other families."""
+    return [message for message in dump(family=socket.AF_INET6) if message["family"] == socket.AF_INET6]
+
+
 def make_tun(
-    name: str, wanted: IPv4Interface, mtu: int, *, movable: bool, queues: int = 1, vnet_header: bool = False
+    name: str,
+    wanted: IPv4Interface,
+    mtu: int | None,
+    *,
+    movable: bool,
+    queues: int = 1,
+    vnet_header: bool = False,
+    ipv6: bool = True,
 ) -> Tun:
     """Make a TUN device with an address, up. It vanishes with its descriptors.
 
-    ``movable``: nobody asked for this very address, so a free one may be taken where it is in use. ``queues``: how many
-    at most, one where the kernel has no more. Raises UserError.
+    ``mtu``: in bytes, None for what the default routes make best. ``movable``: nobody asked for this very address, so
+    a free one may be taken where it is in use. ``queues``: how many at most, one where the kernel has no more.
+    ``ipv6``: whether it gets its private IPv6 address too, where the host allows that. Raises UserError.
     """
     with IPRoute() as ipr:
         used = networks_in_use(ipr)
@@ -131,11 +206,14 @@ def make_tun(
         descriptors = open_tun(name, queues=queues, vnet_header=vnet_header)
         try:
             index = ipr.link_lookup(ifname=name)[0]
-            _disable_ipv6(name)
+            mtu = automatic_mtu(ipr) if mtu is None else mtu
             ipr.link("set", index=index, mtu=mtu)
             if vnet_header:
                 _limit_segments(ipr, index, mtu)
             ipr.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+            own6 = _add_ipv6(ipr, index, name, address) if ipv6 else None
+            if own6 is None:
+                _set_ipv6(name, disable_ipv6="1")  # or the kernel sends router solicitations into the tunnel
             ipr.link("set", index=index, state="up")
         except BaseException as error:
             for fd in descriptors:
@@ -145,7 +223,31 @@ def make_tun(
             raise
     if address != wanted:
         log.warning("%s is in use on this host: using %s", wanted.network, address.network)
-    return Tun(tuple(io.FileIO(fd, "r+") for fd in descriptors), name, address, vnet_header)
+    return Tun(tuple(io.FileIO(fd, "r+") for fd in descriptors), name, address, vnet_header, mtu, own6)
+
+
+def _add_ipv6(ipr: Any, index: int, name: str, address: IPv4Interface) -> IPv6Interface | None:
+    """Give a device that is down its private IPv6 address and no other; None where that cannot be."""
+    network = prefix(address.network)
+    own6 = IPv6Interface((address6(network, address.ip), PREFIX_BITS))
+    if _prefix_is_in_use(ipr, network):
+        log.warning("%s is in use on this host: no IPv6 inside tunnels", network)
+        return None
+    # No link-local address, no routes from anybody: in a tunnel there is the peer and nothing else.
+    _set_ipv6(name, disable_ipv6="0", addr_gen_mode=_ADDR_GEN_MODE_NONE, accept_ra="0", accept_redirects="0")
+    try:
+        ipr.addr(
+            "add",
+            index=index,
+            family=socket.AF_INET6,
+            address=str(own6.ip),
+            prefixlen=PREFIX_BITS,
+            flags=_IFA_F_NODAD,  # there is nobody who could have it
+        )
+    except NetlinkError as error:  # no IPv6 in this kernel, switched off for all devices, or an MTU below its least
+        log.info("no IPv6 inside tunnels: %s", error)
+        return None
+    return own6
 
 
 def segment_limits(mtu: int) -> tuple[int, int]:
@@ -175,18 +277,19 @@ def remove_tun(name: str) -> None:
         log.warning("cannot remove the interface %s: %s", name, error)
 
 
-def _disable_ipv6(name: str) -> None:
-    """Keep the kernel from sending router solicitations into a tunnel that carries IPv4 only."""
-    try:
-        with open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "w") as file:
-            file.write("1")
-    except OSError:
-        pass  # no IPv6 in this kernel, or /proc/sys is read-only in a container: the packets are dropped by the pump
+def _set_ipv6(name: str, **settings: str) -> None:
+    for setting, value in settings.items():
+        try:
+            with open(f"/proc/sys/net/ipv6/conf/{name}/{setting}", "w") as file:
+                file.write(value)
+        except OSError:
+            pass  # no IPv6 in this kernel, or /proc/sys is read-only in a container: the pump drops what is not ours
 
 
 def bind_udp(port: int, option: str, buffer: int = SOCKET_BUFFER) -> socket.socket:
-    """Return a non-blocking IPv4 UDP socket on ``port`` of all addresses, with room for ``buffer`` bytes each way.
+    """Return a non-blocking UDP socket on ``port`` of all addresses, with room for ``buffer`` bytes each way.
 
+    It is an IPv6 socket that takes IPv4 too (RFC 3493 section 3.7), or one for IPv4 where the kernel has no IPv6.
     Raises UserError that names ``option``.
     """
     return bind_udp_group(port, option, 1, buffer)[0]
@@ -213,22 +316,38 @@ def bind_udp_group(port: int, option: str, count: int, buffer: int = SOCKET_BUFF
 
 
 def _bound(port: int, option: str, buffer: int, *, shared: bool) -> socket.socket:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
-        if shared:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(("0.0.0.0", port))
+        try:
+            sock = _bound_to(socket.AF_INET6, "::", port, shared=shared)
+        except OSError as error:
+            if error.errno not in _NO_IPV6:
+                raise
+            sock = _bound_to(socket.AF_INET, "0.0.0.0", port, shared=shared)
     except OSError as error:
-        sock.close()
         if error.errno == errno.EADDRINUSE:
             raise UserError(
                 f"UDP port {port} is in use by another program; stop it or choose another {option}"
             ) from None
         raise UserError(f"cannot use UDP port {port}: {error.strerror}; choose another {option}") from None
-    sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT)
     for name in (_SO_RCVBUFFORCE, _SO_SNDBUFFORCE):
         try:
             sock.setsockopt(socket.SOL_SOCKET, name, buffer)
         except OSError:
             pass  # root without CAP_NET_ADMIN: the system's default has to do
+    return sock
+
+
+def _bound_to(family: socket.AddressFamily, host: str, port: int, *, shared: bool) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
     return sock
