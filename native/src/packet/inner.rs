@@ -1,13 +1,18 @@
-//! Addresses and checksums of the IPv4 packets inside a tunnel (doc/protocol.md section 7).
+//! Addresses and checksums of the packets inside a tunnel (doc/protocol.md section 7).
 //!
 //! A sender only clears the destination. It leaves all checksums as they were, so they are stale in the tunnel; the
-//! receiver puts in the addresses that it knows itself and makes the checksums right.
+//! receiver puts in the addresses that it knows itself and makes the checksums right. What is said of IPv4 only is here;
+//! IPv6, between pqtun ends, is handed to `inner6`.
 
 use super::checksum::{complement, fold, minus, remainder, sum};
+use super::inner6::{Inbound6, Outbound6};
 use super::{
-    long, put, word, DCCP, FRAGMENT_OFFSET, ICMP, IPV4_HEADER_BYTES, MORE_FRAGMENTS, TCP, TCP_CHECKSUM_AT,
+    is_ipv6, long, put, word, DCCP, FRAGMENT_OFFSET, ICMP, IPV4_HEADER_BYTES, MORE_FRAGMENTS, TCP, TCP_CHECKSUM_AT,
     TCP_HEADER_BYTES, UDP, UDP_CHECKSUM_AT, UDP_HEADER_BYTES, UDP_LITE,
 };
+
+/// What every IPv6 link carries (RFC 8200 section 5).
+const IPV6_LEAST_MTU: usize = 1280;
 
 const ICMP_REDIRECT: u8 = 5;
 /// Errors quote the packet that caused them (RFC 792): unreachable, source quench, redirect, time exceeded, parameter.
@@ -17,7 +22,7 @@ const LOOSE_SOURCE_ROUTE: u8 = 131;
 const STRICT_SOURCE_ROUTE: u8 = 137;
 
 /// Where the checksum over the pseudo-header stands (RFC 9293, 768, 4340, 3828), and how long the header is.
-const fn transport_layout(protocol: u8) -> Option<(usize, usize)> {
+pub(super) const fn transport_layout(protocol: u8) -> Option<(usize, usize)> {
     match protocol {
         TCP => Some((TCP_CHECKSUM_AT, TCP_HEADER_BYTES)),
         UDP => Some((UDP_CHECKSUM_AT, UDP_HEADER_BYTES)),
@@ -27,13 +32,42 @@ const fn transport_layout(protocol: u8) -> Option<(usize, usize)> {
     }
 }
 
-/// What this host may send into tunnels: IPv4 from its own addresses to single addresses of its subnet.
+/// How many bytes a packet of this version may have on its way to a peer of that MTU.
+#[inline]
+pub fn largest(packet: &[u8], mtu: u16) -> usize {
+    let mtu = usize::from(mtu);
+    if is_ipv6(packet) {
+        mtu.max(IPV6_LEAST_MTU)
+    } else {
+        mtu
+    }
+}
+
+/// Makes the plaintext for the tunnel: the packet with destination 0.0.0.0 or `::`, nothing else changed.
+#[inline]
+pub fn clear_destination(packet: &mut [u8]) {
+    if is_ipv6(packet) {
+        put(packet, 24, [0; 16]);
+    } else {
+        put(packet, 16, [0; 4]);
+    }
+}
+
+/// The private IPv4 address that stands for the peer which a delivered packet came from.
+#[inline]
+pub fn peer_of(packet: &[u8]) -> Option<[u8; 4]> {
+    let at = if is_ipv6(packet) { 20 } else { 12 };
+    packet.get(at..at + 4)?.try_into().ok()
+}
+
+/// What this host may send into tunnels: packets from its own addresses to single addresses of its subnet.
 #[derive(Clone, Copy, Debug)]
 pub struct Outbound {
     sources: [[u8; 4]; 2],
     network: u32,
     mask: u32,
     not_peers: [u32; 3],
+    six: Option<Outbound6>,
 }
 
 impl Outbound {
@@ -44,15 +78,31 @@ impl Outbound {
             network,
             mask,
             not_peers: [u32::from_be_bytes(own), network, network | !mask],
+            six: None,
         }
     }
 
-    /// Returns the destination of a packet that was read from the TUN device.
+    /// The same with IPv6, if there is an address `own6` beside `own`; its first 64 bits are the prefix of all peers.
+    pub fn with_ipv6(self, own6: Option<[u8; 16]>) -> Self {
+        let six = own6.map(Outbound6::new);
+        Self { six, ..self }
+    }
+
+    /// Returns the destination of a packet that was read from the TUN device; of IPv6, the one beside it.
     ///
     /// Refuses: tun_not_ipv4, tun_length, tun_source, tun_destination (own address, broadcast, multicast or otherwise
     /// outside the subnet).
     #[inline]
     pub fn destination(&self, packet: &[u8]) -> Result<[u8; 4], &'static str> {
+        if let (Some(six), true) = (&self.six, is_ipv6(packet)) {
+            return six.destination(packet).and_then(|inner| {
+                if self.is_peer(inner) {
+                    Ok(inner)
+                } else {
+                    Err("tun_destination")
+                }
+            });
+        }
         let Some(fixed) = packet.first_chunk::<IPV4_HEADER_BYTES>() else {
             return Err("tun_not_ipv4");
         };
@@ -113,6 +163,7 @@ pub struct Inbound {
     peer: [u8; 4],
     host: [u8; 4],
     address_sum: u64,
+    six: Option<Inbound6>,
 }
 
 impl Inbound {
@@ -121,15 +172,26 @@ impl Inbound {
             peer,
             host,
             address_sum: sum(&peer) + sum(&host),
+            six: None,
         }
+    }
+
+    /// The same with IPv6, if this host has an address `own6`; its first 64 bits are the prefix of the peer's, too.
+    pub fn with_ipv6(self, own6: Option<[u8; 16]>) -> Self {
+        let six = own6.map(|own6| Inbound6::new(self.peer, own6));
+        Self { six, ..self }
     }
 
     /// Makes the packet for the TUN device, in place. What is refused is left in an undefined state.
     ///
     /// Refuses: inner_short, inner_not_ipv4, inner_header_length, inner_total_length, inner_options,
-    /// inner_source_route, inner_fragment, inner_tcp_length, inner_udp_length, inner_icmp_quote, inner_icmp_redirect.
+    /// inner_source_route, inner_fragment, inner_tcp_length, inner_udp_length, inner_icmp_quote, inner_icmp_redirect;
+    /// of IPv6 those of `Inbound6::deliver`.
     #[inline]
     pub fn deliver(&self, packet: &mut [u8], checksums: Checksums) -> Result<Delivery, &'static str> {
+        if let (Some(six), true) = (&self.six, is_ipv6(packet)) {
+            return six.deliver(packet, checksums);
+        }
         let Some(fixed) = packet.first_chunk::<IPV4_HEADER_BYTES>() else {
             return Err("inner_short");
         };
@@ -167,17 +229,13 @@ impl Inbound {
             if payload.len() < TCP_HEADER_BYTES {
                 return Err("inner_tcp_length");
             }
-            if checksums == Checksums::Partial {
-                self.begin_sum(payload, TCP, TCP_CHECKSUM_AT);
+            if sum_tcp(payload, self.address_sum, checksums) {
                 kind = Kind::Tcp {
                     transport: header as u16,
                 };
-            } else {
-                let checksum = self.checksum(payload, TCP, TCP_CHECKSUM_AT);
-                put(payload, TCP_CHECKSUM_AT, checksum.to_be_bytes());
             }
         } else if protocol == UDP {
-            if self.deliver_udp(payload, checksums)? {
+            if sum_udp(payload, self.address_sum, checksums).ok_or("inner_udp_length")? {
                 kind = Kind::Udp {
                     transport: header as u16,
                 };
@@ -186,46 +244,6 @@ impl Inbound {
             self.adjust(payload, protocol, u64::from(checksum) + minus(stale))?;
         }
         Ok(Delivery { len, kind })
-    }
-
-    /// Makes the checksum of a UDP datagram; returns whether the kernel has to finish it.
-    ///
-    /// The kernel would sum to the end of the packet, so a datagram that ends before it (RFC 9868) is summed here.
-    #[inline]
-    fn deliver_udp(&self, payload: &mut [u8], checksums: Checksums) -> Result<bool, &'static str> {
-        let length = usize::from(word(payload, 4));
-        if length < UDP_HEADER_BYTES || length > payload.len() {
-            return Err("inner_udp_length");
-        }
-        if word(payload, UDP_CHECKSUM_AT) == 0 {
-            return Ok(false); // the sender chose to have none
-        }
-        if checksums == Checksums::Partial && length == payload.len() {
-            self.begin_sum(payload, UDP, UDP_CHECKSUM_AT);
-            return Ok(true);
-        }
-        let datagram = payload.get(..length).unwrap_or(&[]);
-        let checksum = self.checksum(datagram, UDP, UDP_CHECKSUM_AT);
-        put(payload, UDP_CHECKSUM_AT, never_zero(checksum).to_be_bytes());
-        Ok(false)
-    }
-
-    /// Computes the checksum of a whole TCP segment or UDP datagram over its pseudo-header (RFC 9293, RFC 768).
-    #[inline]
-    fn checksum(&self, segment: &[u8], protocol: u8, at: usize) -> u16 {
-        complement(sum(segment) + minus(word(segment, at)) + self.pseudo_sum(segment, protocol))
-    }
-
-    /// Puts the sum of the pseudo-header, not complemented, where the checksum goes.
-    #[inline]
-    fn begin_sum(&self, segment: &mut [u8], protocol: u8, at: usize) {
-        let sum = fold(self.pseudo_sum(segment, protocol));
-        put(segment, at, sum.to_be_bytes());
-    }
-
-    #[inline]
-    fn pseudo_sum(&self, segment: &[u8], protocol: u8) -> u64 {
-        self.address_sum + u64::from(protocol) + segment.len() as u64
     }
 
     /// Adjusts the payload of a first fragment or of another protocol: nothing is summed over that is not there.
@@ -268,6 +286,47 @@ impl Inbound {
         adjust_word(icmp, 2, before + minus(fold(sum(quote))));
         Ok(())
     }
+}
+
+/// Makes the checksum of a whole TCP segment; returns whether the kernel has to finish it.
+#[inline]
+pub(super) fn sum_tcp(segment: &mut [u8], address_sum: u64, checksums: Checksums) -> bool {
+    let pseudo = address_sum + u64::from(TCP) + segment.len() as u64;
+    if checksums == Checksums::Partial {
+        put(segment, TCP_CHECKSUM_AT, fold(pseudo).to_be_bytes());
+        return true;
+    }
+    let checksum = checksum(segment, pseudo, TCP_CHECKSUM_AT);
+    put(segment, TCP_CHECKSUM_AT, checksum.to_be_bytes());
+    false
+}
+
+/// Makes the checksum of a UDP datagram; returns whether the kernel has to finish it. None: its length is wrong.
+///
+/// The kernel would sum to the end of the packet, so a datagram that ends before it (RFC 9868) is summed here.
+#[inline]
+pub(super) fn sum_udp(payload: &mut [u8], address_sum: u64, checksums: Checksums) -> Option<bool> {
+    let length = usize::from(word(payload, 4));
+    if length < UDP_HEADER_BYTES || length > payload.len() {
+        return None;
+    }
+    if word(payload, UDP_CHECKSUM_AT) == 0 {
+        return Some(false); // the sender chose to have none
+    }
+    let pseudo = address_sum + u64::from(UDP) + length as u64;
+    if checksums == Checksums::Partial && length == payload.len() {
+        put(payload, UDP_CHECKSUM_AT, fold(pseudo).to_be_bytes());
+        return Some(true);
+    }
+    let checksum = checksum(payload.get(..length)?, pseudo, UDP_CHECKSUM_AT);
+    put(payload, UDP_CHECKSUM_AT, never_zero(checksum).to_be_bytes());
+    Some(false)
+}
+
+/// Computes a checksum at `at` over a segment and its pseudo-header (RFC 9293, RFC 768).
+#[inline]
+fn checksum(segment: &[u8], pseudo: u64, at: usize) -> u16 {
+    complement(sum(segment) + minus(word(segment, at)) + pseudo)
 }
 
 /// Accepts well-formed IPv4 options without a source route (RFC 791 section 3.1).
@@ -324,7 +383,7 @@ fn adjust_transport(segment: &mut [u8], protocol: u8, change: u64) {
     }
 }
 
-fn adjust_word(data: &mut [u8], at: usize, change: u64) {
+pub(super) fn adjust_word(data: &mut [u8], at: usize, change: u64) {
     let value = remainder(u64::from(word(data, at)) + change);
     put(data, at, value.to_be_bytes());
 }

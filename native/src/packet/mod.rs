@@ -7,15 +7,19 @@ pub mod checksum;
 pub mod coalesce;
 pub mod icmp;
 pub mod inner;
+pub mod inner6;
+pub mod mss;
 pub mod segment;
 
 pub use coalesce::{Coalescer, Full, Run};
-pub use icmp::{host_unreachable, Unreachable};
-pub use inner::{Checksums, Delivery, Inbound, Kind, Outbound};
+pub use icmp::{echo_token, host_unreachable, too_big, IcmpError};
+pub use inner::{clear_destination, largest, peer_of, Checksums, Delivery, Inbound, Kind, Outbound};
 pub use segment::{finish_checksum, Plan, VnetHeader, VNET_HEADER_BYTES};
 
 pub(crate) const IPV4_HEADER_BYTES: usize = 20;
+pub(crate) const IPV6_HEADER_BYTES: usize = 40;
 pub(crate) const ICMP: u8 = 1;
+pub(crate) const ICMP6: u8 = 58;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 pub(crate) const DCCP: u8 = 33;
@@ -29,6 +33,12 @@ pub(crate) const UDP_CHECKSUM_AT: usize = 6;
 pub(crate) const DONT_FRAGMENT: u16 = 0x4000;
 pub(crate) const MORE_FRAGMENTS: u16 = 0x2000;
 pub(crate) const FRAGMENT_OFFSET: u16 = 0x1FFF;
+
+/// Whether a packet says that it is IPv6.
+#[inline]
+pub(crate) fn is_ipv6(packet: &[u8]) -> bool {
+    packet.first().is_some_and(|first| first >> 4 == 6)
+}
 
 /// The big-endian 16-bit word at `at`; 0 where there is none.
 #[inline]

@@ -4,8 +4,8 @@
 
 use super::checksum::{complement, sum};
 use super::{
-    long, put, word, FRAGMENT_OFFSET, IPV4_HEADER_BYTES, MORE_FRAGMENTS, TCP, TCP_CHECKSUM_AT, TCP_HEADER_BYTES, UDP,
-    UDP_CHECKSUM_AT, UDP_HEADER_BYTES,
+    long, put, word, FRAGMENT_OFFSET, IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, MORE_FRAGMENTS, TCP, TCP_CHECKSUM_AT,
+    TCP_HEADER_BYTES, UDP, UDP_CHECKSUM_AT, UDP_HEADER_BYTES,
 };
 
 pub const VNET_HEADER_BYTES: usize = 10;
@@ -18,7 +18,6 @@ pub const GSO_UDP_L4: u8 = 5;
 /// May be set besides the type, for TCP with ECN.
 pub const GSO_ECN: u8 = 0x80;
 
-const IPV6_HEADER_BYTES: usize = 40;
 const MOST_HEADER_BYTES: usize = 120;
 const REFUSED: &str = "tun_gso";
 
