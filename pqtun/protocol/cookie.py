@@ -16,9 +16,10 @@ from pqtun.protocol.constants import (
     TID_BYTES,
 )
 from pqtun.protocol.errors import MessageError
-from pqtun.protocol.primitives import erase
+from pqtun.protocol.primitives import Buffer, erase
 
 _STATE = Struct(f">{TID_BYTES}sI{KEY_BYTES}s{KEY_BYTES}s")
+_EPOCH = Struct(">I")
 _TIMESTAMP = Struct(">Q")
 _NONCE_OFFSET = len(COOKIE_PREFIX) + _TIMESTAMP.size
 _SEALED_OFFSET = _NONCE_OFFSET + COOKIE_NONCE_BYTES
@@ -39,7 +40,7 @@ def is_cookie(plaintext: bytes) -> bool:
     return plaintext.startswith(COOKIE_PREFIX)
 
 
-def pack(state: TunnelState, key: bytes, nonce: bytes, timestamp: int) -> bytes:
+def pack(state: TunnelState, key: Buffer, nonce: bytes, timestamp: int) -> bytes:
     """Return the 144-byte cookie. ``nonce`` has 12 bytes and is never used twice under one key."""
     stamp = _TIMESTAMP.pack(timestamp)
     plaintext = bytearray(_STATE.size)
@@ -49,10 +50,16 @@ def pack(state: TunnelState, key: bytes, nonce: bytes, timestamp: int) -> bytes:
     return COOKIE_PREFIX + stamp + nonce + sealed
 
 
-def unpack(cookie: bytes, key: bytes, now: int) -> TunnelState:
+def nonce(cookie: bytes) -> bytes:
+    """Return the nonce (12 bytes) that a cookie says it was made with."""
+    return cookie[_NONCE_OFFSET:_SEALED_OFFSET]
+
+
+def unpack(cookie: bytes, key: Buffer, now: int) -> TunnelState:
     """Return the state in a cookie made under ``key`` at most 120 s before ``now`` (seconds, the packer's clock).
 
-    Raises MessageError: ``length``, ``type``, ``cookie_expired``, ``authentication``.
+    Its roots are the caller's to erase.
+    Raises MessageError: ``length``, ``type``, ``cookie_expired``, ``authentication``, ``epoch_end``.
     """
     if len(cookie) != COOKIE_BYTES:
         raise MessageError("length")
@@ -61,13 +68,14 @@ def unpack(cookie: bytes, key: bytes, now: int) -> TunnelState:
     (timestamp,) = _TIMESTAMP.unpack_from(cookie, len(COOKIE_PREFIX))
     if not 0 <= now - timestamp <= COOKIE_LIFETIME:
         raise MessageError("cookie_expired")
+    state = bytearray(_STATE.size)
     try:
-        state = ChaCha20Poly1305(key).decrypt(
-            cookie[_NONCE_OFFSET:_SEALED_OFFSET], cookie[_SEALED_OFFSET:], _TIMESTAMP.pack(timestamp)
-        )
+        ChaCha20Poly1305(key).decrypt_into(nonce(cookie), cookie[_SEALED_OFFSET:], _TIMESTAMP.pack(timestamp), state)
+        (epoch,) = _EPOCH.unpack_from(state, TID_BYTES)
+        if epoch >= LAST_EPOCH:
+            raise MessageError("epoch_end")
+        return TunnelState(bytes(state[:TID_BYTES]), epoch, state[-2 * KEY_BYTES : -KEY_BYTES], state[-KEY_BYTES:])
     except InvalidTag:
         raise MessageError("authentication") from None
-    tid, epoch, send_root, recv_root = _STATE.unpack(state)
-    if epoch >= LAST_EPOCH:
-        raise MessageError("epoch_end")
-    return TunnelState(tid, epoch, send_root, recv_root)
+    finally:
+        erase(state)

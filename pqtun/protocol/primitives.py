@@ -25,7 +25,6 @@ from pqtun.protocol.constants import (
     SNTRUP_PK_BYTES,
     SNTRUP_SK_BYTES,
     TAG_BYTES,
-    X25519_BYTES,
 )
 from pqtun.protocol.errors import MessageError
 
@@ -127,7 +126,7 @@ class X25519Secret:
     @classmethod
     def generate(cls) -> "X25519Secret":
         """Return a fresh one."""
-        secret = _fresh_x25519()
+        secret = random_key()
         made = cls(secret)
         erase(secret)
         return made
@@ -151,14 +150,15 @@ def x25519_point(public: bytes) -> X25519PublicKey:
 
 def x25519_keypair() -> tuple[bytes, bytearray]:
     """Return a fresh X25519 pair: public and secret key, 32 bytes each (RFC 7748)."""
-    secret = _fresh_x25519()
+    secret = random_key()
     return X25519Secret(secret).public(), secret
 
 
-def _fresh_x25519() -> bytearray:
-    secret = bytearray(X25519_BYTES)
-    _random(_in_place(secret), X25519_BYTES)
-    return secret
+def random_key() -> bytearray:
+    """Return 32 fresh random bytes."""
+    key = bytearray(KEY_BYTES)
+    _random(_in_place(key), KEY_BYTES)
+    return key
 
 
 def x25519_public(secret: Buffer) -> bytes:
