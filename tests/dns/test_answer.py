@@ -1,37 +1,49 @@
 from __future__ import annotations
 
 import struct
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import dns.flags
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pqtun.dns.answer import MAX_NAMES, MAX_RECORDS, rewrite
+from pqtun.dns.answer import DIRECT, MAX_NAMES, MAX_RECORDS, Direct, Found, Private, rewrite
 from pqtun.protocol.names import Announcement
 from tests.dns.messages import KEYHASH, PQ1, PQ1_PORTS, REAL, REAL6, answer, parse, rcode, records, signature
 
 PRIVATE = IPv4Network("10.43.0.0/16")
+PRIVATE6 = IPv6Network("fd43::/64")
 UPSTREAM = ("192.0.2.53", 53)
 CHAIN = f"www.example.net. 3600 IN CNAME {PQ1}"
 ADDRESS = f"{PQ1} 300 IN A {REAL}"
 ADDRESS6 = f"{PQ1} 300 IN AAAA {REAL6}"
 
 
+SOA = "example.net. 300 IN SOA ns.example.net. root.example.net. 1 2 3 4 5"
+
+
 class Client:
-    """Gives the private addresses from 10.43.0.2 on, and remembers what it was asked."""
+    """Gives the private addresses from 10.43.0.2 and fd43::2 on, and remembers what it was asked."""
 
-    def __init__(self, full: bool = False) -> None:
-        self.asked: list[tuple[object, ...]] = []
+    def __init__(self, *, full: bool = False, ipv6: bool = False, direct: bool = False) -> None:
+        self.asked: list[Found] = []
         self.full = full
+        self.ipv6 = ipv6
+        self.direct = direct
 
-    def address_of(self, *asked: object) -> IPv4Address | None:
-        self.asked.append(asked)
-        return None if self.full else PRIVATE[1 + len(self.asked)]
+    def address_of(self, found: Found) -> Private | Direct | None:
+        self.asked.append(found)
+        if self.direct:
+            return DIRECT
+        number = 1 + len(self.asked)
+        return None if self.full else Private(PRIVATE[number], PRIVATE6[number] if self.ipv6 else None)
+
+    def own(self, address: IPv4Address | IPv6Address) -> bool:
+        return address in (PRIVATE if address.version == 4 else PRIVATE6)
 
     def rewrite(self, message: bytes) -> bytes:
-        return rewrite(message, UPSTREAM, self.address_of, lambda address: address in PRIVATE)
+        return rewrite(message, UPSTREAM, self.address_of, self.own)
 
 
 @pytest.fixture
@@ -53,7 +65,6 @@ def leaks(message: bytes) -> bool:
         answer("www.example.org. A", f"www.example.org. 300 IN A {REAL}"),
         answer("www.example.org. TXT", 'www.example.org. 300 IN TXT "pq1 is no label here"'),
         answer(f"{PQ1} TXT", f'{PQ1} 300 IN TXT "p=42424"'),
-        answer("www.example.net. AAAA", CHAIN),
         answer("www.example.net. CNAME", CHAIN, signature("www.example.net.", "CNAME"), flags="QR RD RA AD"),
         answer("www.example.net. CAA", CHAIN, f'{PQ1} 300 IN CAA 0 issue "ca.example"'),
         answer("example.net. MX", f"example.net. 300 IN MX 10 {PQ1}"),
@@ -86,9 +97,8 @@ def test_the_end_of_the_chain_gets_one_private_address(client: Client) -> None:
     message = answer("www.example.net. A", CHAIN, ADDRESS, f"{PQ1} 300 IN A 203.0.113.6")
     rewritten = client.rewrite(message)
     assert records(rewritten) == [CHAIN, f"{PQ1} 5 IN A 10.43.0.2"]
-    assert client.asked == [
-        (Announcement(KEYHASH), PQ1[:-1], [IPv4Address(REAL), IPv4Address("203.0.113.6")], [], UPSTREAM)
-    ]
+    addresses = [IPv4Address(REAL), IPv4Address("203.0.113.6")]
+    assert client.asked == [Found(Announcement(KEYHASH), PQ1[:-1], "www.example.net", addresses, None, UPSTREAM)]
     before, after = parse(message), parse(rewritten)
     assert (after.id, after.question, after.flags) == (before.id, before.question, before.flags)
     assert (after.edns, after.payload, after.options) == (before.edns, before.payload, before.options)
@@ -103,7 +113,7 @@ def test_a_short_ttl_stays(client: Client) -> None:
 
 def test_ports_in_the_label(client: Client) -> None:
     client.rewrite(answer(f"{PQ1_PORTS} A", f"{PQ1_PORTS} 300 IN A {REAL}"))
-    assert client.asked[0][0] == Announcement(KEYHASH, 624, 584)
+    assert client.asked[0].announcement == Announcement(KEYHASH, 624, 584)
 
 
 def test_mixed_case_is_understood_and_kept(client: Client) -> None:
@@ -114,7 +124,7 @@ def test_mixed_case_is_understood_and_kept(client: Client) -> None:
     assert parse(rewritten).question[0].name.to_text() == "wWw.eXample.net."
     assert records(rewritten)[0].startswith(f"wWw.eXample.net. 60 IN CNAME {mixed.split('.')[0]}.")
     assert records(rewritten)[1].endswith(" 5 IN A 10.43.0.2")
-    assert client.asked[0][1] == PQ1[:-1]
+    assert client.asked[0].name == PQ1[:-1]
 
 
 def test_a_chain_that_goes_on_after_the_pq1_name(client: Client) -> None:
@@ -128,12 +138,12 @@ def test_a_chain_that_goes_on_after_the_pq1_name(client: Client) -> None:
     )
     assert not leaks(rewritten)
     assert records(rewritten)[0] == "host.example.org. 5 IN A 10.43.0.2"
-    assert client.asked[0][1] == PQ1[:-1]
+    assert client.asked[0].name == PQ1[:-1]
 
 
 def test_the_last_pq1_name_of_a_chain_counts(client: Client) -> None:
     client.rewrite(answer("www.example.net. A", CHAIN, f"{PQ1} 9 IN CNAME {PQ1_PORTS}", f"{PQ1_PORTS} 9 IN A {REAL}"))
-    assert [asked[1] for asked in client.asked] == [PQ1_PORTS[:-1]]
+    assert [asked.name for asked in client.asked] == [PQ1_PORTS[:-1]]
 
 
 def test_loops_of_cnames_end(client: Client) -> None:
@@ -154,11 +164,10 @@ def test_loops_of_cnames_end(client: Client) -> None:
 )
 def test_other_ways_to_the_server_become_no_data(client: Client, record: str) -> None:
     kind = record.split()[3]
-    soa = "example.net. 300 IN SOA ns.example.net. root.example.net. 1 2 3 4 5"
-    message = answer(f"www.example.net. {kind}", CHAIN, record, authority=(soa,))
+    message = answer(f"www.example.net. {kind}", CHAIN, record, authority=(SOA,))
     rewritten = client.rewrite(message)
-    assert (rcode(rewritten), records(rewritten), records(rewritten, "authority")) == ("NOERROR", [CHAIN], [soa])
-    assert client.asked == []
+    assert (rcode(rewritten), records(rewritten), records(rewritten, "authority")) == ("NOERROR", [CHAIN], [SOA])
+    assert len(client.asked) == (1 if kind == "AAAA" else 0)
 
 
 def test_any(client: Client) -> None:
@@ -166,7 +175,17 @@ def test_any(client: Client) -> None:
     text = f'{PQ1} 300 IN TXT "p=42424"'
     rewritten = client.rewrite(answer(f"{PQ1} ANY", ADDRESS6, text, https, ADDRESS))
     assert records(rewritten) == [text, f"{PQ1} 5 IN A 10.43.0.2"]
-    assert client.asked[0][2:4] == ([IPv4Address(REAL)], [IPv6Address(REAL6)])
+    assert (client.asked[0].real4, client.asked[0].real6) == ([IPv4Address(REAL)], [IPv6Address(REAL6)])
+    rewritten = Client(ipv6=True).rewrite(answer(f"{PQ1} ANY", ADDRESS6, text, https, ADDRESS))
+    assert records(rewritten) == [f"{PQ1} 5 IN AAAA fd43::2", text, f"{PQ1} 5 IN A 10.43.0.2"]
+
+
+def test_any_of_a_server_with_ipv6_only(client: Client) -> None:
+    text = f'{PQ1} 300 IN TXT "p=42424"'
+    assert records(client.rewrite(answer(f"{PQ1} ANY", ADDRESS6, text))) == [text, f"{PQ1} 5 IN A 10.43.0.2"]
+    assert (client.asked[0].real4, client.asked[0].real6) == (None, [IPv6Address(REAL6)])
+    message = answer(f"{PQ1} ANY", text)
+    assert client.rewrite(message) is message
 
 
 def test_hints_of_another_name_that_points_to_a_pq1_name(client: Client) -> None:
@@ -177,6 +196,8 @@ def test_hints_of_another_name_that_points_to_a_pq1_name(client: Client) -> None
     assert records(rewritten) == []
     message = answer("example.net. HTTPS", f"{start} alpn=h2")
     assert client.rewrite(message) is message
+    both = answer("example.net. HTTPS", f"{start} ipv4hint={REAL}", f"example.net. 9 IN HTTPS 2 {PQ1} ipv6hint={REAL6}")
+    assert records(client.rewrite(both)) == [start, f"example.net. 9 IN HTTPS 2 {PQ1}"]
     message = answer(
         "example.net. HTTPS", f"example.net. 9 IN HTTPS 1 b.org. ipv4hint={REAL}", f"x.org. 9 IN CNAME {PQ1}"
     )
@@ -209,18 +230,163 @@ def test_additional_records(client: Client) -> None:
     assert records(rewritten, "additional") == [f"{PQ1} 5 IN A 10.43.0.2", other]
 
 
+# -- IPv6 ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_peer_with_ipv6_inside_gets_one_private_ipv6_address() -> None:
+    client = Client(ipv6=True)
+    message = answer("www.example.net. AAAA", CHAIN, ADDRESS6, f"{PQ1} 2 IN AAAA 2001:db8::6", signature(PQ1, "AAAA"))
+    assert records(client.rewrite(message)) == [CHAIN, f"{PQ1} 5 IN AAAA fd43::2"]
+    addresses = [IPv6Address(REAL6), IPv6Address("2001:db8::6")]
+    assert client.asked == [Found(Announcement(KEYHASH), PQ1[:-1], "www.example.net", None, addresses, UPSTREAM)]
+    assert records(client.rewrite(answer(f"{PQ1} AAAA", f"{PQ1} 2 IN AAAA {REAL6}"))) == [f"{PQ1} 2 IN AAAA fd43::3"]
+
+
+def denied(question: str, *rest: str, **options: object) -> bytes:
+    proof = (SOA, signature("example.net.", "SOA"), f"{PQ1} 300 IN NSEC zzz.example.net. TXT", signature(PQ1, "NSEC"))
+    return answer(question, *rest, authority=proof, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "chain"),
+    [("wWw.example.net.", (f"wWw.example.net. 3600 IN CNAME {PQ1}",)), (PQ1, ()), (PQ1_PORTS, ())],
+)
+def test_a_name_without_an_a_record_gets_one(client: Client, asked: str, chain: tuple[str, ...]) -> None:
+    rewritten = client.rewrite(denied(f"{asked} A", *chain, flags="QR RD RA AD"))
+    end = PQ1 if chain else asked
+    assert rcode(rewritten) == "NOERROR"
+    assert records(rewritten) == [*chain, f"{end} 5 IN A 10.43.0.2"]
+    assert records(rewritten, "authority") == []
+    assert dns.flags.to_text(parse(rewritten).flags) == "QR RD RA"
+    announcement = Announcement(KEYHASH, 624, 584) if asked == PQ1_PORTS else Announcement(KEYHASH)
+    assert client.asked == [Found(announcement, end[:-1], asked.lower()[:-1], [], None, UPSTREAM)]
+
+
+def test_a_chain_that_ends_behind_the_pq1_name_gets_an_a_record_there(client: Client) -> None:
+    on = f"{PQ1} 300 IN CNAME host.example.org."
+    rewritten = client.rewrite(denied("www.example.net. A", on, CHAIN))
+    assert records(rewritten) == [on, CHAIN, "host.example.org. 5 IN A 10.43.0.2"]
+
+
+def test_no_aaaa_record_becomes_the_private_one_of_a_peer_with_ipv6_inside() -> None:
+    client = Client(ipv6=True)
+    rewritten = client.rewrite(denied("www.example.net. AAAA", CHAIN))
+    assert records(rewritten) == [CHAIN, f"{PQ1} 5 IN AAAA fd43::2"]
+    assert records(rewritten, "authority") == []
+    assert (client.asked[0].real4, client.asked[0].real6) == (None, [])
+
+
+def test_no_aaaa_record_stays_no_data(client: Client) -> None:
+    for full in (False, True):
+        client.full = full
+        message = denied("www.example.net. AAAA", CHAIN, flags="QR RD RA AD")
+        assert client.rewrite(message) is message
+
+
+def test_only_a_denial_with_its_soa_tells_that_there_is_no_aaaa_record(client: Client) -> None:
+    """Else it may be what we have left of an answer, which another resolver of this host hands on."""
+    first = client.rewrite(answer("www.example.net. AAAA", CHAIN, ADDRESS6))
+    assert client.rewrite(first) is first
+    assert [found.real6 for found in client.asked] == [[IPv6Address(REAL6)], None]
+
+
+@pytest.mark.parametrize("kind", ["A", "AAAA"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        answer(f"{PQ1} A", authority=("example.net. 300 IN NS ns.example.net.",)),  # a referral
+        answer("www.example.net. A", CHAIN, flags="QR AA RD"),  # a chain that leaves the server's zone
+        answer(f"{PQ1} A", flags="QR TC RD RA"),
+        answer(f"{PQ1} A", f"{PQ1} 9 IN CNAME a.", f"a. 9 IN CNAME {PQ1}"),
+        answer("www.example.net. A", f"www.example.net. 9 IN CNAME {PQ1}", f"{PQ1} 9 IN CNAME www.example.net."),
+        answer("www.example.net. A", f"other.example.net. 9 IN CNAME {PQ1}"),
+        answer("www.example.net. A", f"www.example.net. 9 CH CNAME {PQ1}"),
+        answer(f"x{PQ1} A", authority=(SOA,)),
+    ],
+)
+def test_what_is_no_denial_about_a_pq1_name_stays(message: bytes, kind: str) -> None:
+    client = Client(ipv6=True)
+    code = {"A": 1, "AAAA": 28}[kind].to_bytes(2, "big")
+    place = message.index(b"\0", 12) + 1
+    message = message[:place] + code + message[place + 2 :]
+    assert parse(message).question[0].rdtype == code[1]
+    assert client.rewrite(message) is message
+    assert client.asked == []
+
+
+def test_a_name_that_does_not_exist_stays_so(client: Client) -> None:
+    message = bytearray(denied(f"{PQ1} A"))
+    message[3] |= 3
+    assert rcode(bytes(message)) == "NXDOMAIN"
+    assert client.rewrite(bytes(message)) == message
+    assert client.asked == []
+
+
+def test_a_question_of_another_class_or_type_gets_no_address(client: Client) -> None:
+    for kind in ("TXT", "MX", "HTTPS", "ANY"):
+        message = denied(f"{PQ1} {kind}")
+        assert client.rewrite(message) is message
+    message = bytearray(denied(f"{PQ1} A"))
+    message[message.index(b"\0", 12) + 4] = 3  # CHAOS
+    assert client.rewrite(bytes(message)) == message
+    assert client.asked == []
+
+
+def test_private_addresses_of_both_families_pass() -> None:
+    client = Client(ipv6=True)
+    for question in ("A", "AAAA"):
+        message = denied(f"{PQ1} {question}", f"{PQ1} 5 IN {question} {'10.43.0.9' if question == 'A' else 'fd43::9'}")
+        assert client.rewrite(message) is message
+    assert client.asked == []
+    mixed = answer(f"{PQ1} AAAA", f"{PQ1} 5 IN AAAA fd43::9", ADDRESS6)
+    assert records(client.rewrite(mixed)) == [f"{PQ1} 5 IN AAAA fd43::2"]
+    assert client.asked[0].real6 == [IPv6Address(REAL6)]
+
+
+# -- direct ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        answer("www.example.net. A", CHAIN, ADDRESS, signature(PQ1, "A"), flags="QR RD RA AD"),
+        answer("www.example.net. AAAA", CHAIN, ADDRESS6, authority=(f"{PQ1} 300 IN NSEC zzz.example.net. A",)),
+        answer(f"{PQ1} ANY", f"{PQ1} 300 IN HTTPS 1 . ipv4hint={REAL}", ADDRESS, ADDRESS6),
+        denied("www.example.net. A", CHAIN),
+        denied(f"{PQ1} AAAA"),
+    ],
+)
+def test_what_is_meant_to_be_reached_directly_is_the_same_object(message: bytes) -> None:
+    client = Client(direct=True)
+    assert client.rewrite(message) is message
+    assert len(client.asked) == 1
+
+
+def test_a_truncated_answer_is_never_direct() -> None:
+    client = Client(direct=True)
+    assert not leaks(client.rewrite(answer(f"{PQ1} A", ADDRESS, flags="QR TC RD RA")))
+    assert client.asked == []
+
+
+def test_bindings_are_not_asked_about() -> None:
+    client = Client(direct=True)
+    assert records(client.rewrite(answer(f"{PQ1} HTTPS", f"{PQ1} 300 IN HTTPS 1 . ipv4hint={REAL}"))) == []
+    assert client.asked == []
+
+
 # -- no address ------------------------------------------------------------------------------------------------------
 
 
-def test_no_private_address_is_servfail() -> None:
-    for edns in (True, False):
-        message = answer("www.example.net. A", CHAIN, ADDRESS, edns=edns, flags="QR AA RD RA AD")
-        failed = Client(full=True).rewrite(message)
-        assert rcode(failed) == "SERVFAIL"
-        assert records(failed) == []
-        after = parse(failed)
-        assert (after.id, after.question, after.edns) == (4711, parse(message).question, 0 if edns else -1)
-        assert dns.flags.to_text(after.flags) == "QR RD RA"
+@pytest.mark.parametrize("edns", [True, False])
+@pytest.mark.parametrize("record", [[ADDRESS], []])
+def test_no_private_address_is_servfail(edns: bool, record: list[str]) -> None:
+    message = answer("www.example.net. A", CHAIN, *record, edns=edns, flags="QR AA RD RA AD")
+    failed = Client(full=True).rewrite(message)
+    assert rcode(failed) == "SERVFAIL"
+    assert records(failed) == []
+    after = parse(failed)
+    assert (after.id, after.question, after.edns) == (4711, parse(message).question, 0 if edns else -1)
+    assert dns.flags.to_text(after.flags) == "QR RD RA"
 
 
 def test_no_private_address_for_an_additional_record_leaves_it_out() -> None:
@@ -237,15 +403,19 @@ def test_an_answer_that_was_rewritten_before_is_the_same_object(client: Client) 
         first = client.rewrite(
             answer(f"www.example.net. {kind}", CHAIN, ADDRESS, ADDRESS6, f"{PQ1} 9 IN HTTPS 1 . ipv4hint={REAL}")
         )
-        asked = len(client.asked)
         assert client.rewrite(first) is first
-        assert len(client.asked) == asked
+    # Of the AAAA record nothing was left, so the second time it is a denial that says nothing.
+    assert [(found.real4 is None, found.real6 is None) for found in client.asked] == [
+        *[(False, False)] * 2,
+        (True, True),
+        *[(False, False)] * 2,
+    ]
 
 
 def test_a_private_address_beside_a_real_one_does_not_protect_it(client: Client) -> None:
     rewritten = client.rewrite(answer(f"{PQ1} A", f"{PQ1} 5 IN A 10.43.9.9", ADDRESS))
     assert records(rewritten) == [f"{PQ1} 5 IN A 10.43.0.2"]
-    assert client.asked[0][2] == [IPv4Address(REAL)]
+    assert client.asked[0].real4 == [IPv4Address(REAL)]
 
 
 # -- truncated, malformed, too much ------------------------------------------------------------------------------------
@@ -333,28 +503,50 @@ def test_one_answer_gets_a_bounded_number_of_private_addresses(client: Client) -
 hosts = st.sampled_from(["www.example.net.", PQ1, PQ1_PORTS, "host.example.org.", "ns.example.net."])
 addresses = st.one_of(
     st.tuples(hosts, st.just("A"), st.sampled_from([REAL, "203.0.113.77", "10.43.0.9"])),
-    st.tuples(hosts, st.just("AAAA"), st.just(REAL6)),
+    st.tuples(hosts, st.just("AAAA"), st.sampled_from([REAL6, "fd43::9"])),
     st.tuples(hosts, st.just("CNAME"), hosts),
     st.tuples(hosts, st.just("HTTPS"), st.just(f"1 . ipv4hint={REAL}")),
     st.tuples(hosts, st.just("TXT"), st.just('"p=1"')),
 )
 
 
-@given(st.lists(addresses, max_size=8), st.lists(addresses, max_size=4), st.booleans())
+questions = st.sampled_from(["A", "AAAA", "ANY", "HTTPS"])
+denials = st.sampled_from([(), (SOA,), ("example.net. 300 IN NS ns.example.net.",)])
+
+
+@given(st.lists(addresses, max_size=8), st.lists(addresses, max_size=4), questions, denials, st.booleans())
 def test_rewriting_twice_is_rewriting_once(
-    first: list[tuple[str, ...]], extra: list[tuple[str, ...]], edns: bool
+    first: list[tuple[str, ...]], extra: list[tuple[str, ...]], kind: str, authority: tuple[str, ...], ipv6: bool
 ) -> None:
     def lines(parts: list[tuple[str, ...]]) -> tuple[str, ...]:
         return tuple(f"{owner} 300 IN {kind} {data}" for owner, kind, data in parts)
 
-    message = answer("www.example.net. A", *lines(first), additional=lines(extra), edns=edns)
-    client = Client()
+    message = answer(f"www.example.net. {kind}", *lines(first), authority=authority, additional=lines(extra))
+    client = Client(ipv6=ipv6)
     once = client.rewrite(message)
     assert client.rewrite(once) is once
     for section in ("answer", "additional"):
         for rrset in getattr(parse(once), section):
             if rrset.name.to_text() in (PQ1, PQ1_PORTS):
                 text = rrset.to_text()
-                assert " AAAA " not in text
                 assert " HTTPS " not in text
+                assert " AAAA " not in text or " AAAA fd43::" in text
                 assert " A " not in text or " A 10.43." in text
+
+
+@given(st.lists(addresses, max_size=8), questions, denials, st.sampled_from(["direct", "full", "ipv6"]))
+def test_an_answer_says_what_the_client_says(
+    parts: list[tuple[str, ...]], kind: str, authority: tuple[str, ...], mood: str
+) -> None:
+    lines = [f"{owner} 300 IN {rtype} {data}" for owner, rtype, data in parts]
+    message = answer(f"{PQ1} {kind}", *lines, authority=authority)
+    client = Client(**{mood: True})  # type: ignore[arg-type]
+    rewritten = client.rewrite(message)
+    assert parse(rewritten).question == parse(message).question
+    assert len(client.asked) <= MAX_NAMES
+    for found in client.asked:
+        assert found.asked == PQ1[:-1]
+        assert not any(client.own(address) for address in [*(found.real4 or ()), *(found.real6 or ())])
+    own = [rrset.to_text() for rrset in parse(message).answer if rrset.name.to_text() == PQ1]
+    if mood == "direct" and not any(" HTTPS " in line for line in own):
+        assert [line for line in records(rewritten) if line.startswith(PQ1)] == own

@@ -15,7 +15,7 @@ import time
 from ipaddress import IPv4Address, IPv4Network
 
 from pqtun.daemon import privilege
-from pqtun.dns.answer import rewrite
+from pqtun.dns.answer import Found, Private, rewrite
 from pqtun.dns.origin import OriginalDestinations
 from pqtun.dns.proxy import DnsProxy
 from pqtun.dns.redirect import DnsSockets, Redirect, open_sockets
@@ -27,9 +27,10 @@ PRIVATE = IPv4Network("10.43.0.0/16")
 def make_rewrite():
     given: dict[str, IPv4Address] = {}
 
-    def address_of(announcement, name, addresses, addresses6, upstream):
-        print("asked", name, *addresses, "from", upstream[0], flush=True)
-        return given.setdefault(name, PRIVATE[2 + len(given)])
+    def address_of(found: Found) -> Private:
+        if found.real4 is not None:
+            print("asked", found.name, *found.real4, "from", found.upstream[0], flush=True)
+        return Private(given.setdefault(found.name, PRIVATE[2 + len(given)]), None)
 
     def run(message, upstream):
         return rewrite(message, upstream, address_of, lambda address: address in PRIVATE)
