@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fs::File;
 use std::io;
-use std::net::{SocketAddrV4, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -16,10 +16,9 @@ use crate::lane::Lane;
 use crate::offload::{Offload, State, Wanted};
 use crate::packet::icmp::host_unreachable;
 use crate::packet::inner::{Inbound, Outbound};
-use crate::schedule::Key;
 use crate::sender::Plaintext;
 use crate::shared::Shared;
-use crate::tunnel::{Tid, Tunnel, TunnelStats};
+use crate::tunnel::{Beginning, Tid, Tunnel, TunnelStats};
 use crate::worker::{self, Stop, SLOTS};
 
 /// Where this host stands.
@@ -57,11 +56,12 @@ pub struct Stats {
     pub early_packets: usize,
 }
 
-/// Why a tunnel was not added.
+/// Why a tunnel was not added, or not moved.
 #[derive(Debug)]
-pub enum AddError {
+pub enum Refused {
     NotAPeer,
     Exists,
+    Unknown,
     Closed,
     System(io::Error),
 }
@@ -153,43 +153,62 @@ impl Engine {
         ]
     }
 
-    /// Takes a tunnel into use; then what came early is opened, `first` is sent, and what was held, in this order.
-    pub fn add_tunnel(
-        &mut self,
-        tid: Tid,
-        roots: (&Key, &Key),
-        inner: [u8; 4],
-        endpoint: SocketAddrV4,
-        first: Option<&[u8]>,
-    ) -> Result<(), AddError> {
+    /// Takes a tunnel into use; then what came early is opened, `first` is sent, and what was held, in this order. A
+    /// `standby` is not sent through yet, so that what is held stays.
+    pub fn add_tunnel(&mut self, beginning: &Beginning, first: Option<&[u8]>, standby: bool) -> Result<(), Refused> {
+        let &Beginning { tid, inner, .. } = beginning;
         if !self.shared.outbound.is_peer(inner) {
-            return Err(AddError::NotAPeer);
+            return Err(Refused::NotAPeer);
         }
         if self.shared.table.contains(&tid) {
-            return Err(AddError::Exists);
+            return Err(Refused::Exists);
         }
         let Some(Control { lane, deadlines }) = &mut self.control else {
-            return Err(AddError::Closed);
+            return Err(Refused::Closed);
         };
         let now = self.shared.clock.now();
         let inbound = Inbound::new(inner, self.shared.host);
-        let tunnel = Tunnel::new(tid, roots, inner, inbound, endpoint, now).map_err(AddError::System)?;
-        let tunnel = Arc::new(tunnel);
+        let tunnel = Arc::new(Tunnel::new(beginning, inbound, now).map_err(Refused::System)?);
         deadlines.push(Reverse((tunnel.deadline().to_bits(), tid)));
         // Workers that have a packet for this tunnel wait here until it is complete.
         let mut waiting = self.shared.waiting();
         for (datagram, source) in waiting.early.take(&tid) {
             lane.receiver.receive_early(&tunnel, &datagram, source, now);
         }
-        self.shared.table.insert(&tunnel);
+        self.shared.table.insert(&tunnel, standby);
         if let Some(first) = first {
             lane.sender.seal(&tunnel, Plaintext::Raw(first), now);
         }
-        for packet in waiting.held.take(inner) {
-            lane.sender.seal(&tunnel, Plaintext::Packet(&packet), now);
+        if !standby {
+            lane.send_held(&tunnel, &mut waiting.held, now);
+            self.shared.table.open_route(inner);
         }
         lane.sender.flush(now);
-        self.shared.table.set_route(&tunnel);
+        drop(waiting);
+        lane.settle(false);
+        Ok(())
+    }
+
+    /// Has a tunnel stand for `inner`, which may be the address that it has, and sends through it from now on.
+    pub fn move_tunnel(&mut self, tid: &Tid, inner: [u8; 4]) -> Result<(), Refused> {
+        if !self.shared.outbound.is_peer(inner) {
+            return Err(Refused::NotAPeer);
+        }
+        let (Some(tunnel), Some(Control { lane, .. })) = (self.shared.table.tunnel(tid), &mut self.control) else {
+            return Err(Refused::Unknown);
+        };
+        let now = self.shared.clock.now();
+        let before = tunnel.inner();
+        let mut waiting = self.shared.waiting();
+        self.shared
+            .table
+            .transfer(&tunnel, inner, Inbound::new(inner, self.shared.host));
+        if before != inner && !waiting.held.holds(before) {
+            self.shared.table.open_route(before);
+        }
+        lane.send_held(&tunnel, &mut waiting.held, now);
+        lane.sender.flush(now);
+        self.shared.table.open_route(inner);
         drop(waiting);
         lane.settle(false);
         Ok(())
@@ -200,15 +219,33 @@ impl Engine {
         forget(&self.shared, tid);
     }
 
-    pub fn hold(&mut self, inner: [u8; 4]) {
+    pub fn confirm(&mut self, tid: &Tid, endpoint: SocketAddr) {
+        if let Some(tunnel) = self.shared.table.tunnel(tid) {
+            tunnel.confirm(endpoint);
+        }
+    }
+
+    pub fn set_mtu(&mut self, tid: &Tid, mtu: u32) {
+        if let Some(tunnel) = self.shared.table.tunnel(tid) {
+            tunnel.set_mtu(mtu);
+        }
+    }
+
+    /// Holds packets for an address from now on, tunnel or not. `report`: the next one is reported as Wanted.
+    pub fn hold(&mut self, inner: [u8; 4], report: bool) {
         let mut waiting = self.shared.waiting();
-        if self.shared.table.route(inner).is_none() && !waiting.held.hold(inner) {
+        if waiting.held.hold(inner, report) {
+            self.shared.table.close_route(inner);
+        } else {
             self.shared.drops().count("held_addresses_full");
         }
     }
 
     pub fn drop_held(&mut self, inner: [u8; 4], unreachable: bool) {
-        let packets = self.shared.waiting().held.take(inner);
+        let mut waiting = self.shared.waiting();
+        let packets = waiting.held.take(inner);
+        self.shared.table.open_route(inner);
+        drop(waiting);
         let mut drops = self.shared.drops();
         for packet in &packets {
             drops.count("held_dropped");
@@ -223,7 +260,7 @@ impl Engine {
         }
     }
 
-    pub fn send_datagram(&mut self, data: &[u8], to: SocketAddrV4) {
+    pub fn send_datagram(&mut self, data: &[u8], to: SocketAddr) {
         match &mut self.control {
             Some(Control { lane, .. }) => {
                 let now = self.shared.clock.now();
@@ -320,7 +357,13 @@ impl Engine {
 
 /// Erases a tunnel; its counters stay.
 fn forget(shared: &Shared, tid: &Tid) {
-    if let Some(tunnel) = shared.table.remove(tid) {
+    let waiting = shared.waiting();
+    let removed = shared.table.remove(tid);
+    if let Some(tunnel) = removed {
+        if !waiting.held.holds(tunnel.inner()) {
+            shared.table.open_route(tunnel.inner());
+        }
+        drop(waiting);
         tunnel.erase();
         shared.drops().merge(&tunnel.drops());
     }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -14,10 +14,10 @@ use crate::tunnel::Tid;
 /// As in pqtun/pump/engine.py.
 #[derive(Debug, PartialEq)]
 pub enum Event {
-    Datagram(Vec<u8>, SocketAddrV4),
+    Datagram(Vec<u8>, SocketAddr),
     Wanted([u8; 4]),
     Alive(Tid),
-    Roamed(Tid, SocketAddrV4),
+    Roamed(Tid, SocketAddr),
     Dead(Tid),
     Control(Tid, Vec<u8>),
     Cookie(Tid, Vec<u8>),

@@ -11,6 +11,8 @@ use crate::packet::segment::{finish_checksum, Plan, VnetHeader, VNET_HEADER_BYTE
 use crate::receiver::Receiver;
 use crate::sender::{Plaintext, Sender};
 use crate::shared::Shared;
+use crate::tunnel::Tunnel;
+use crate::waiting::Held;
 
 /// An IP packet has at most 65535 bytes.
 const PACKET: usize = VNET_HEADER_BYTES + 65535;
@@ -104,6 +106,13 @@ impl Lane {
         outcome
     }
 
+    /// Takes what is held for the address of a tunnel, and queues it for sending.
+    pub fn send_held(&mut self, tunnel: &Arc<Tunnel>, held: &mut Held, now: f64) {
+        for packet in held.take(tunnel.inner()) {
+            self.sender.seal(tunnel, Plaintext::Packet(&packet), now);
+        }
+    }
+
     /// Ends a turn: counters are handed in, and no key is left behind where the thread is about to rest.
     pub fn settle(&mut self, busy: bool) {
         self.turns += 1;
@@ -147,10 +156,10 @@ impl Lane {
             self.sender.seal(&tunnel, text, now);
             return Ok(());
         }
-        let is_new = !waiting.held.holds(inner);
-        if !waiting.held.hold(inner) {
+        if !waiting.held.holds(inner) && !waiting.held.hold(inner, true) {
             return Err("held_addresses_full");
         }
+        let wanted = waiting.held.take_report(inner);
         let (count, longest) = plan
             .as_ref()
             .map_or((1, packet.len()), |plan| (plan.count(), plan.longest()));
@@ -169,7 +178,7 @@ impl Lane {
             }
         }
         drop(waiting);
-        if is_new {
+        if wanted {
             self.shared.report(Event::Wanted(inner), &mut self.sender.drops);
         }
         Ok(())

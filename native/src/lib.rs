@@ -1,5 +1,6 @@
 //! The native packet engine of pqtun: moves packets between TUN queues and UDP sockets, on threads of its own.
 
+pub mod bucket;
 pub mod clock;
 pub mod crypto;
 pub mod drops;

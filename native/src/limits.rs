@@ -12,6 +12,15 @@ pub const BLOCKS_AHEAD: u32 = 16;
 pub const AHEAD_BUDGET: f64 = 200_000.0;
 pub const FORGED_PRICE: f64 = 10.0;
 
+/// Bytes to an address at which the peer was not shown to be reached, and a second's.
+pub const UNCONFIRMED_BYTES: f64 = 262_144.0;
+pub const UNCONFIRMED_RATE: f64 = 25_600.0;
+/// What comes from there allows so many times as much.
+pub const UNCONFIRMED_FACTOR: u64 = 3;
+/// Control packets of a tunnel that are reported, a second's and at once.
+pub const CONTROL_RATE: f64 = 100.0;
+pub const CONTROL_BURST: f64 = 200.0;
+
 pub const HELD_PACKETS_PER_PEER: usize = 256;
 pub const HELD_SECONDS: f64 = 30.0;
 pub const HELD_ADDRESSES: usize = 1024;

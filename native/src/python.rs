@@ -1,6 +1,6 @@
 //! The Python module `pqtun.pump._native`; pqtun/pump/native.py is what others use.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -12,13 +12,14 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 
 use crate::clock::Clock;
 use crate::drops::Drops;
-use crate::engine::{AddError, Engine, Place};
+use crate::engine::{Engine, Place, Refused};
 use crate::events::Event;
 use crate::limits;
 use crate::offload::{State, Wanted};
 use crate::schedule::{work, Key, Work, KEY};
 use crate::secret;
 use crate::sys;
+use crate::tunnel::Beginning;
 
 type Endpoint = (IpAddr, u16);
 /// A reason, an error number or 0, how often.
@@ -50,7 +51,7 @@ struct Core {
 impl Core {
     /// Takes over the descriptors. `offload`: the names that may be used. Raises OSError, ValueError.
     #[new]
-    #[pyo3(signature = (tuns, sockets, *, own, network, mask, deliver_to, virtio, offload, clock=None))]
+    #[pyo3(signature = (tuns, sockets, *, own, network, mask, deliver_to, virtio, offload, clock=None, clock_scale=1.0))]
     #[allow(clippy::too_many_arguments)] // keywords in Python
     fn new(
         tuns: Vec<RawFd>,
@@ -62,6 +63,7 @@ impl Core {
         virtio: bool,
         offload: Vec<String>,
         clock: Option<&Bound<'_, ManualClock>>,
+        clock_scale: f64,
     ) -> PyResult<Self> {
         let own_all = |fds: Vec<RawFd>| fds.into_iter().map(sys::own_fd).collect::<Result<Vec<_>, _>>();
         let wants = |name: &str| offload.iter().any(|wanted| wanted == name);
@@ -82,7 +84,9 @@ impl Core {
                 udp_gso: wants("udp-gso"),
                 udp_gro: wants("udp-gro"),
             },
-            clock.map_or(Clock::Boottime, |clock| Clock::Manual(Arc::clone(&clock.get().0))),
+            clock.map_or(Clock::Boottime(clock_scale), |clock| {
+                Clock::Manual(Arc::clone(&clock.get().0))
+            }),
         )?;
         Ok(Core { engine })
     }
@@ -102,7 +106,6 @@ impl Core {
         let list = PyList::empty(py);
         for event in self.engine.events() {
             let bytes = |data: &[u8]| PyBytes::new(py, data);
-            let endpoint = |address: SocketAddrV4| (address.ip().to_string(), address.port());
             match event {
                 Event::Datagram(data, source) => list.append(("Datagram", bytes(&data), endpoint(source)))?,
                 Event::Wanted(inner) => list.append(("Wanted", bytes(&inner)))?,
@@ -118,7 +121,8 @@ impl Core {
     }
 
     /// Raises ValueError (tid in use, not a peer's address, closed) and OSError.
-    #[pyo3(signature = (tid, send_root, receive_root, inner, endpoint, first))]
+    #[pyo3(signature = (tid, send_root, receive_root, inner, endpoint, *, first, epoch, confirmed, standby))]
+    #[allow(clippy::too_many_arguments)] // keywords in Python
     fn add_tunnel(
         &mut self,
         tid: Key,
@@ -127,34 +131,52 @@ impl Core {
         inner: [u8; 4],
         endpoint: Endpoint,
         first: Option<&[u8]>,
+        epoch: u16,
+        confirmed: bool,
+        standby: bool,
     ) -> PyResult<()> {
-        let endpoint = address(endpoint)?;
         let (mut send, mut receive) = (work()?, work()?);
-        let roots = (root(send_root, &mut send)?, root(receive_root, &mut receive)?);
-        let result = self.engine.add_tunnel(tid, roots, inner, endpoint, first);
-        result.map_err(|error| match error {
-            AddError::NotAPeer => PyValueError::new_err(format!("{} cannot stand for a peer", Ipv4Addr::from(inner))),
-            AddError::Exists => PyValueError::new_err("this tunnel exists already"),
-            AddError::Closed => PyValueError::new_err("the engine is closed"),
-            AddError::System(error) => PyErr::from(error),
-        })
+        let beginning = Beginning {
+            tid,
+            send_root: root(send_root, &mut send)?,
+            receive_root: root(receive_root, &mut receive)?,
+            epoch,
+            inner,
+            endpoint: address(endpoint),
+            confirmed,
+        };
+        let added = self.engine.add_tunnel(&beginning, first, standby);
+        added.map_err(|refused| refusal(refused, inner))
+    }
+
+    /// Raises ValueError (no such tunnel, not a peer's address).
+    fn move_tunnel(&mut self, tid: Key, inner: [u8; 4]) -> PyResult<()> {
+        let moved = self.engine.move_tunnel(&tid, inner);
+        moved.map_err(|refused| refusal(refused, inner))
+    }
+
+    fn confirm(&mut self, tid: Key, endpoint: Endpoint) {
+        self.engine.confirm(&tid, address(endpoint));
+    }
+
+    fn set_mtu(&mut self, tid: Key, mtu: u32) {
+        self.engine.set_mtu(&tid, mtu);
     }
 
     fn remove_tunnel(&mut self, tid: Key) {
         self.engine.remove_tunnel(&tid);
     }
 
-    fn hold(&mut self, inner: [u8; 4]) {
-        self.engine.hold(inner);
+    fn hold(&mut self, inner: [u8; 4], report: bool) {
+        self.engine.hold(inner, report);
     }
 
     fn drop_held(&mut self, inner: [u8; 4], unreachable: bool) {
         self.engine.drop_held(inner, unreachable);
     }
 
-    fn send_datagram(&mut self, data: &[u8], endpoint: Endpoint) -> PyResult<()> {
-        self.engine.send_datagram(data, address(endpoint)?);
-        Ok(())
+    fn send_datagram(&mut self, data: &[u8], endpoint: Endpoint) {
+        self.engine.send_datagram(data, address(endpoint));
     }
 
     fn send_inner(&mut self, tid: Key, packet: &[u8]) {
@@ -185,12 +207,15 @@ impl Core {
             let item = PyDict::new(py);
             item.set_item("tid", PyBytes::new(py, &tunnel.tid))?;
             item.set_item("inner", PyBytes::new(py, &tunnel.inner))?;
-            item.set_item("endpoint", (tunnel.endpoint.ip().to_string(), tunnel.endpoint.port()))?;
+            item.set_item("endpoint", endpoint(tunnel.endpoint))?;
             item.set_item("send_epoch", tunnel.send_epoch)?;
             item.set_item("recv_epoch", tunnel.recv_epoch)?;
             item.set_item("created", tunnel.created)?;
             item.set_item("last_sent", tunnel.last_sent)?;
             item.set_item("last_received", tunnel.last_received)?;
+            item.set_item("last_used", tunnel.last_used)?;
+            item.set_item("confirmed", tunnel.confirmed)?;
+            item.set_item("mtu", tunnel.mtu)?;
             item.set_item("packets_sent", tunnel.packets_sent)?;
             item.set_item("packets_received", tunnel.packets_received)?;
             item.set_item("bytes_sent", tunnel.bytes_sent)?;
@@ -232,11 +257,22 @@ fn root<'a>(given: &Bound<'_, PyAny>, place: &'a mut Work) -> PyResult<&'a Key> 
     Ok(place.first_chunk().expect("there is room for more than one key"))
 }
 
-fn address((ip, port): Endpoint) -> PyResult<SocketAddrV4> {
-    match ip {
-        IpAddr::V4(ip) => Ok(SocketAddrV4::new(ip, port)),
-        IpAddr::V6(_) => Err(PyValueError::new_err("the outer address is IPv4")),
+fn refusal(refused: Refused, inner: [u8; 4]) -> PyErr {
+    match refused {
+        Refused::NotAPeer => PyValueError::new_err(format!("{} cannot stand for a peer", Ipv4Addr::from(inner))),
+        Refused::Exists => PyValueError::new_err("this tunnel exists already"),
+        Refused::Unknown => PyValueError::new_err("there is no such tunnel"),
+        Refused::Closed => PyValueError::new_err("the engine is closed"),
+        Refused::System(error) => PyErr::from(error),
     }
+}
+
+fn address((ip, port): Endpoint) -> SocketAddr {
+    SocketAddr::new(ip.to_canonical(), port)
+}
+
+fn endpoint(address: SocketAddr) -> (String, u16) {
+    (address.ip().to_string(), address.port())
 }
 
 fn dropped(drops: &Drops) -> Dropped {
@@ -262,6 +298,11 @@ fn bounds() -> Vec<(&'static str, f64)> {
         ("BLOCKS_AHEAD", limits::BLOCKS_AHEAD as f64),
         ("FORGED_PRICE", limits::FORGED_PRICE),
         ("AHEAD_BUDGET", limits::AHEAD_BUDGET),
+        ("UNCONFIRMED_BYTES", limits::UNCONFIRMED_BYTES),
+        ("UNCONFIRMED_RATE", limits::UNCONFIRMED_RATE),
+        ("UNCONFIRMED_FACTOR", limits::UNCONFIRMED_FACTOR as f64),
+        ("CONTROL_RATE", limits::CONTROL_RATE),
+        ("CONTROL_BURST", limits::CONTROL_BURST),
         ("HELD_PACKETS_PER_PEER", limits::HELD_PACKETS_PER_PEER as f64),
         ("HELD_SECONDS", limits::HELD_SECONDS),
         ("HELD_ADDRESSES", limits::HELD_ADDRESSES as f64),

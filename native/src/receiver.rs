@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
-use std::net::{SocketAddrV4, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -81,7 +81,7 @@ impl Receiver {
     }
 
     /// Handles one datagram that waited for its tunnel, which nobody else knows yet.
-    pub fn receive_early(&mut self, tunnel: &Arc<Tunnel>, datagram: &[u8], source: SocketAddrV4, now: f64) {
+    pub fn receive_early(&mut self, tunnel: &Arc<Tunnel>, datagram: &[u8], source: SocketAddr, now: f64) {
         let length = datagram.len();
         self.arena[..length].copy_from_slice(datagram);
         self.run(tunnel, 0, length, length, source, now);
@@ -145,7 +145,7 @@ impl Receiver {
         mut at: usize,
         end: usize,
         size: usize,
-        source: SocketAddrV4,
+        source: SocketAddr,
         now: f64,
     ) -> usize {
         let mut side = tunnel.receive_side(now);
@@ -167,7 +167,7 @@ impl Receiver {
         at
     }
 
-    fn heard(&mut self, tunnel: &Tunnel, heard: Heard, source: SocketAddrV4) {
+    fn heard(&mut self, tunnel: &Tunnel, heard: Heard, source: SocketAddr) {
         if heard.first {
             self.shared.report(Event::Alive(tunnel.tid), &mut self.drops);
         }
@@ -186,12 +186,17 @@ impl Receiver {
                 Err(reason) => side.drops.count(reason),
             }
         } else if plaintext.len() >= IPV4_HEADER && plaintext[9] == CONTROL_PROTOCOL && plaintext[0] >> 4 == 4 {
-            self.shared
-                .report(Event::Control(tunnel.tid, plaintext.to_vec()), &mut self.drops);
+            if side.takes_control(now) {
+                self.shared
+                    .report(Event::Control(tunnel.tid, plaintext.to_vec()), &mut self.drops);
+            } else {
+                side.drops.count("control_limit");
+            }
         } else if let Some(coalescer) = &mut self.coalescer {
-            match tunnel.inbound.deliver(plaintext, Checksums::Partial) {
+            match side.inbound.deliver(plaintext, Checksums::Partial) {
                 Err(reason) => side.drops.count(reason),
                 Ok(delivery) => {
+                    side.last_used = Some(now);
                     if coalescer.add(&self.arena, text.start, &delivery).is_err() {
                         self.flush();
                         self.add(text.start, &delivery);
@@ -199,9 +204,10 @@ impl Receiver {
                 }
             }
         } else {
-            match tunnel.inbound.deliver(plaintext, Checksums::Full) {
+            match side.inbound.deliver(plaintext, Checksums::Full) {
                 Err(reason) => side.drops.count(reason),
                 Ok(delivery) => {
+                    side.last_used = Some(now);
                     if let Err(error) = (&*self.tun).write(&plaintext[..delivery.len]) {
                         side.drops.count_error("tun_write", &error);
                     }
@@ -260,7 +266,7 @@ impl Receiver {
                     .next()
                     .and_then(|(start, _)| source_of(&self.arena[start..]))
                 {
-                    Some(inner) => self.shared.table.route(inner),
+                    Some(inner) => self.shared.table.latest(inner),
                     None => None,
                 };
                 match drops {
@@ -274,7 +280,7 @@ impl Receiver {
         coalescer.clear();
     }
 
-    fn early(&mut self, tid: &Tid, datagram: Range<usize>, source: SocketAddrV4, now: f64) {
+    fn early(&mut self, tid: &Tid, datagram: Range<usize>, source: SocketAddr, now: f64) {
         // Whoever adds the tunnel writes the packet: what came before it is to be written first.
         self.flush();
         let mut waiting = self.shared.waiting();
@@ -291,7 +297,7 @@ impl Receiver {
         }
     }
 
-    fn other(&mut self, datagram: Range<usize>, source: SocketAddrV4) {
+    fn other(&mut self, datagram: Range<usize>, source: SocketAddr) {
         let bytes = &self.arena[datagram];
         if bytes.starts_with(&TUNNEL) {
             self.drops.count("tunnel_short");

@@ -1,7 +1,7 @@
 //! Seals packets and sends them in trains: datagrams of one tunnel, all of one length but the last, in one message.
 
 use std::io;
-use std::net::{SocketAddrV4, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ impl Plaintext<'_> {
 
 struct Train {
     tunnel: Option<Arc<Tunnel>>,
-    to: SocketAddrV4,
+    to: SocketAddr,
     start: usize,
     end: usize,
     /// Bytes of each datagram, of the last at most.
@@ -78,6 +78,8 @@ struct Train {
     count: usize,
     /// Nothing can be added: it ends with a shorter datagram, or is to be sent alone.
     complete: bool,
+    /// Whether it has packets of programs.
+    used: bool,
 }
 
 pub struct Sender {
@@ -135,9 +137,18 @@ impl Sender {
         now: f64,
     ) -> Result<usize, &'static str> {
         let mut side = tunnel.ready_to_send(now)?;
-        let (first, count) = side.keys.take_keys(want, &mut *self.keys)?;
+        let mut want = want;
+        if !side.confirmed {
+            want = tunnel.afford(&mut side, (done..done + want).map(|n| OVERHEAD + text.len(n)), now);
+            if want == 0 {
+                side.drops.count("unconfirmed");
+                return Ok(1); // a shorter one may still go
+            }
+        }
+        let (first, count) = side.keys.take_keys(want, &mut *self.keys);
         let (epoch, to) = (side.keys.epoch, side.endpoint);
         let trains = side.trains && self.shared.offload.udp_gso.on();
+        let used = !matches!(text, Plaintext::Raw(_));
         let cookie = side.cookie.take();
         drop(side);
         if let Some(cookie) = cookie {
@@ -158,6 +169,9 @@ impl Sender {
             let tag: &mut [u8; TAG] = tag.try_into().expect("a slice of 16 bytes");
             self.cipher.seal(key, header, body, tag);
             self.couple(Some(tunnel), to, OVERHEAD + length, trains);
+            if let (true, Some(train)) = (used, self.trains.last_mut()) {
+                train.used = true;
+            }
         }
         self.keys[..count * KEY].zeroize();
         if self.used >= FULL {
@@ -167,7 +181,7 @@ impl Sender {
     }
 
     /// Queues a datagram of the control plane.
-    pub fn datagram(&mut self, data: &[u8], to: SocketAddrV4, now: f64) {
+    pub fn datagram(&mut self, data: &[u8], to: SocketAddr, now: f64) {
         if data.len() > LONGEST {
             self.drops
                 .count_error("send", &io::Error::from_raw_os_error(libc::EMSGSIZE));
@@ -247,7 +261,7 @@ impl Sender {
     }
 
     /// Adds what was written to the free part of the buffer to the last train, or makes it a new one.
-    fn couple(&mut self, tunnel: Option<&Arc<Tunnel>>, to: SocketAddrV4, length: usize, trains: bool) {
+    fn couple(&mut self, tunnel: Option<&Arc<Tunnel>>, to: SocketAddr, length: usize, trains: bool) {
         let start = self.used;
         self.used += length;
         if let (Some(tunnel), Some(last)) = (tunnel, self.trains.last_mut()) {
@@ -272,6 +286,7 @@ impl Sender {
             stride: length,
             count: 1,
             complete: !trains,
+            used: false,
         });
     }
 
@@ -280,10 +295,9 @@ impl Sender {
         let train = &self.trains[number];
         let whole = train.start..train.end;
         match (error.raw_os_error(), &train.tunnel) {
-            // The device computes no checksums: no train will ever get through (udp(7), UDP_SEGMENT).
-            (Some(libc::EIO), Some(_)) if train.count > 1 => self.shared.offload.udp_gso.fail(),
-            // The way to this peer has a smaller MTU; what is too long for it is cut by IP, but only outside of trains.
-            (Some(libc::EINVAL | libc::EMSGSIZE), Some(tunnel)) if train.count > 1 => {
+            // The way to this peer has a smaller MTU: what is too long for it is cut by IP, but only outside of trains. Or
+            // its device computes no checksums (EIO; udp(7), UDP_SEGMENT); another peer's way may be through another device.
+            (Some(libc::EINVAL | libc::EMSGSIZE | libc::EIO), Some(tunnel)) if train.count > 1 => {
                 tunnel.send_side().trains = false;
             }
             (code, tunnel) => {
@@ -317,6 +331,9 @@ fn account(train: &Train, bytes: usize, count: usize, now: f64) {
     if let Some(tunnel) = &train.tunnel {
         let mut side = tunnel.send_side();
         side.last_sent = Some(now);
+        if train.used {
+            side.last_used = Some(now);
+        }
         side.packets += count as u64;
         side.bytes += (bytes - count * OVERHEAD) as u64;
     }

@@ -5,7 +5,7 @@ use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
 
 use crate::shared::tests::shared;
 
-const TO: SocketAddrV4 = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 9);
+const TO: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9);
 
 /// A sender whose socket is full at some time: a pair of sockets, which does not look at addresses.
 fn sender(patient: bool) -> (Sender, UdpSocket) {

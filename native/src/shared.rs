@@ -97,7 +97,7 @@ pub mod tests {
             Events::new().unwrap(),
             Outbound::new(own, 0x0a2b_0000, 0xffff_0000, None),
             own,
-            Clock::Boottime,
+            Clock::Boottime(1.0),
             true,
             Offload::new(wanted),
         )

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
@@ -37,7 +37,7 @@ struct Control([u8; CONTROL]);
 #[derive(Clone, Copy)]
 pub struct Outgoing<'a> {
     pub data: &'a [u8],
-    pub to: SocketAddrV4,
+    pub to: SocketAddr,
     /// 0: one datagram.
     pub segment: u16,
 }
@@ -46,7 +46,7 @@ pub struct Outgoing<'a> {
 #[derive(Clone, Copy)]
 pub struct Incoming {
     pub len: usize,
-    pub source: SocketAddrV4,
+    pub source: SocketAddr,
     /// 0: one datagram.
     pub segment: usize,
 }
@@ -54,9 +54,61 @@ pub struct Incoming {
 impl Incoming {
     pub const NONE: Incoming = Incoming {
         len: 0,
-        source: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
+        source: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
         segment: 0,
     };
+}
+
+/// A socket's address as the kernel has it. Both begin with the family.
+#[repr(C)]
+#[derive(Clone, Copy)]
+union Name {
+    v4: libc::sockaddr_in,
+    v6: libc::sockaddr_in6,
+}
+
+impl Name {
+    /// Writes an address; returns its length. A socket of AF_INET6 that is not for IPv6 alone takes both kinds.
+    fn put(&mut self, address: SocketAddr) -> libc::socklen_t {
+        let sin_port = address.port().to_be();
+        let length = match address.ip() {
+            IpAddr::V4(ip) => {
+                self.v4 = libc::sockaddr_in {
+                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_port,
+                    sin_addr: libc::in_addr {
+                        s_addr: u32::from_ne_bytes(ip.octets()),
+                    },
+                    sin_zero: [0; 8],
+                };
+                mem::size_of::<libc::sockaddr_in>()
+            }
+            IpAddr::V6(ip) => {
+                self.v6 = libc::sockaddr_in6 {
+                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                    sin6_port: sin_port,
+                    sin6_flowinfo: 0,
+                    sin6_addr: libc::in6_addr { s6_addr: ip.octets() },
+                    sin6_scope_id: 0,
+                };
+                mem::size_of::<libc::sockaddr_in6>()
+            }
+        };
+        length as libc::socklen_t
+    }
+
+    /// The address; an IPv4 one that an IPv6 socket has mapped (RFC 4291 section 2.5.5.2) is an IPv4 address again.
+    fn get(&self) -> SocketAddr {
+        // SAFETY: every bit pattern is valid for both structures, and neither is longer than the union.
+        let (v4, v6) = unsafe { (self.v4, self.v6) };
+        if i32::from(v4.sin_family) == libc::AF_INET6 {
+            let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
+            SocketAddr::new(IpAddr::V6(ip).to_canonical(), u16::from_be(v6.sin6_port))
+        } else {
+            let ip = Ipv4Addr::from(v4.sin_addr.s_addr.to_ne_bytes());
+            SocketAddr::new(IpAddr::V4(ip), u16::from_be(v4.sin_port))
+        }
+    }
 }
 
 /// Takes over a descriptor that the caller owns and gives up.
@@ -78,25 +130,17 @@ pub fn send_messages(socket: BorrowedFd, messages: &[Outgoing]) -> io::Result<us
     let (mut headers, mut slices, mut names): (
         [libc::mmsghdr; MAX_MESSAGES],
         [libc::iovec; MAX_MESSAGES],
-        [libc::sockaddr_in; MAX_MESSAGES],
+        [Name; MAX_MESSAGES],
     ) = unsafe { mem::zeroed() };
     let mut controls = [Control([0; CONTROL]); MAX_MESSAGES];
     for (i, message) in messages.iter().take(count).enumerate() {
-        names[i] = libc::sockaddr_in {
-            sin_family: libc::AF_INET as libc::sa_family_t,
-            sin_port: message.to.port().to_be(),
-            sin_addr: libc::in_addr {
-                s_addr: u32::from_ne_bytes(message.to.ip().octets()),
-            },
-            sin_zero: [0; 8],
-        };
         slices[i] = libc::iovec {
             iov_base: message.data.as_ptr() as *mut libc::c_void,
             iov_len: message.data.len(),
         };
         let header = &mut headers[i].msg_hdr;
+        header.msg_namelen = names[i].put(message.to);
         header.msg_name = ptr::from_mut(&mut names[i]).cast();
-        header.msg_namelen = mem::size_of::<libc::sockaddr_in>() as libc::socklen_t;
         header.msg_iov = &mut slices[i];
         header.msg_iovlen = 1;
         if message.segment != 0 {
@@ -135,7 +179,7 @@ pub fn receive_messages(
     let (mut headers, mut slices, mut names): (
         [libc::mmsghdr; MAX_MESSAGES],
         [libc::iovec; MAX_MESSAGES],
-        [libc::sockaddr_in; MAX_MESSAGES],
+        [Name; MAX_MESSAGES],
     ) = unsafe { mem::zeroed() };
     let mut controls = [Control([0; CONTROL]); MAX_MESSAGES];
     for (i, piece) in arena.chunks_exact_mut(slot).take(count).enumerate() {
@@ -145,7 +189,7 @@ pub fn receive_messages(
         };
         let header = &mut headers[i].msg_hdr;
         header.msg_name = ptr::from_mut(&mut names[i]).cast();
-        header.msg_namelen = mem::size_of::<libc::sockaddr_in>() as libc::socklen_t;
+        header.msg_namelen = mem::size_of::<Name>() as libc::socklen_t;
         header.msg_iov = &mut slices[i];
         header.msg_iovlen = 1;
         header.msg_control = ptr::from_mut(&mut controls[i]).cast();
@@ -166,13 +210,9 @@ pub fn receive_messages(
         return Err(io::Error::last_os_error());
     }
     for i in 0..got as usize {
-        let source = &names[i];
         received[i] = Incoming {
             len: headers[i].msg_len as usize,
-            source: SocketAddrV4::new(
-                Ipv4Addr::from(source.sin_addr.s_addr.to_ne_bytes()),
-                u16::from_be(source.sin_port),
-            ),
+            source: names[i].get(),
             segment: segment_of(&controls[i], headers[i].msg_hdr.msg_controllen),
         };
     }
@@ -275,66 +315,5 @@ pub fn take_short_turns(nanoseconds: u64) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::net::{SocketAddr, UdpSocket};
-    use std::os::fd::AsFd;
-
-    fn bound() -> (UdpSocket, SocketAddrV4) {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        match socket.local_addr().unwrap() {
-            SocketAddr::V4(address) => (socket, address),
-            SocketAddr::V6(_) => unreachable!(),
-        }
-    }
-
-    #[test]
-    fn segments_are_cut_and_merged_by_the_kernel() {
-        let ((a, from), (b, to)) = (bound(), bound());
-        set_udp_gro(b.as_fd()).unwrap();
-        assert!(has_udp_segment(a.as_fd()));
-        let data: Vec<u8> = (0..=255).cycle().take(2500).collect();
-        let messages = [
-            Outgoing {
-                data: &data,
-                to,
-                segment: 1000,
-            },
-            Outgoing {
-                data: b"x",
-                to,
-                segment: 0,
-            },
-        ];
-        assert_eq!(send_messages(a.as_fd(), &messages).unwrap(), 2);
-        let mut arena = vec![0; 3 * 4096];
-        let mut received = [Incoming::NONE; 3];
-        let mut bytes: Vec<u8> = Vec::new();
-        while bytes.len() < 2501 {
-            let Ok(count) = receive_messages(b.as_fd(), &mut arena, 4096, &mut received) else {
-                continue;
-            };
-            for (message, slot) in received.iter().zip(arena.chunks(4096)).take(count) {
-                assert_eq!(message.source, from);
-                assert!(message.len <= 1000 || message.segment == 1000);
-                bytes.extend(&slot[..message.len]);
-            }
-        }
-        assert_eq!(bytes[..2500], data);
-        let error = receive_messages(b.as_fd(), &mut arena, 4096, &mut received).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-    }
-
-    #[test]
-    fn short_turns_are_granted() {
-        std::thread::spawn(|| take_short_turns(200_000).unwrap())
-            .join()
-            .unwrap();
-    }
-
-    #[test]
-    fn a_closed_descriptor_is_not_taken() {
-        assert!(own_fd(-1).is_err());
-        assert!(own_fd(1 << 20).is_err());
-    }
-}
+#[path = "sys_tests.rs"]
+mod tests;

@@ -1,13 +1,15 @@
 //! One tunnel: the key schedules of both directions, where its peer is, and its counters.
 
 use std::io;
-use std::net::SocketAddrV4;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::bucket::Bucket;
 use crate::crypto::Cipher;
 pub use crate::crypto::TAG;
 use crate::drops::Drops;
+use crate::limits::{CONTROL_BURST, CONTROL_RATE, UNCONFIRMED_BYTES, UNCONFIRMED_FACTOR, UNCONFIRMED_RATE};
 use crate::packet::inner::Inbound;
 use crate::schedule::{Key, ReceiveSchedule, Refused, SendSchedule, Work};
 
@@ -21,15 +23,33 @@ const INDEX_AT: usize = 2 + TID;
 
 pub type Tid = [u8; TID];
 
+/// What a tunnel begins with.
+pub struct Beginning<'a> {
+    pub tid: Tid,
+    pub send_root: &'a Key,
+    pub receive_root: &'a Key,
+    /// The one that the roots are of.
+    pub epoch: u16,
+    pub inner: [u8; 4],
+    pub endpoint: SocketAddr,
+    /// Whether the peer is known to be reached there.
+    pub confirmed: bool,
+}
+
 /// What sending needs.
 pub struct SendSide {
     pub keys: SendSchedule,
-    pub endpoint: SocketAddrV4,
+    pub endpoint: SocketAddr,
+    /// Whether the peer was shown to be reached there; else what is sent is bounded.
+    pub confirmed: bool,
+    /// Bytes that may be sent where it was not, whatever comes from there.
+    unconfirmed: Bucket,
     /// To be returned before the next packet.
     pub cookie: Option<Box<[u8; COOKIE]>>,
     /// Whether the way to the peer takes whole trains of datagrams; a link with a small MTU does not.
     pub trains: bool,
     pub last_sent: Option<f64>,
+    pub last_used: Option<f64>,
     pub packets: u64,
     pub bytes: u64,
     pub drops: Drops,
@@ -38,11 +58,16 @@ pub struct SendSide {
 /// What receiving needs.
 pub struct ReceiveSide {
     pub keys: ReceiveSchedule,
+    pub inbound: Inbound,
     /// Where the newest packet came from.
-    pub endpoint: SocketAddrV4,
+    pub endpoint: SocketAddr,
+    /// As on the sending side.
+    confirmed: bool,
+    control: Bucket,
     /// Epoch and counter of the newest packet, as one number; -1 before the first.
     newest: i64,
     pub last_received: Option<f64>,
+    pub last_used: Option<f64>,
     pub packets: u64,
     pub bytes: u64,
     pub drops: Drops,
@@ -61,12 +86,15 @@ pub struct Heard {
 pub struct TunnelStats {
     pub tid: Tid,
     pub inner: [u8; 4],
-    pub endpoint: SocketAddrV4,
+    pub endpoint: SocketAddr,
     pub send_epoch: u16,
     pub recv_epoch: u16,
     pub created: f64,
     pub last_sent: Option<f64>,
     pub last_received: Option<f64>,
+    pub last_used: Option<f64>,
+    pub confirmed: bool,
+    pub mtu: Option<u32>,
     pub packets_sent: u64,
     pub packets_received: u64,
     pub bytes_sent: u64,
@@ -76,9 +104,12 @@ pub struct TunnelStats {
 
 pub struct Tunnel {
     pub tid: Tid,
-    pub inner: [u8; 4],
-    pub inbound: Inbound,
     pub created: f64,
+    inner: AtomicU32,
+    /// Bytes of the longest inner packet; 0 if nobody said.
+    mtu: AtomicU32,
+    /// Bytes that may be sent to an unconfirmed endpoint because of what came from there. Only who holds `send` takes.
+    earned: AtomicU64,
     /// Bits of `ReceiveSchedule::deadline`, for those who do not hold the lock.
     deadline: AtomicU64,
     /// Where both locks are held, `receive` is taken first.
@@ -87,41 +118,98 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    pub fn new(
-        tid: Tid,
-        (send_root, receive_root): (&Key, &Key),
-        inner: [u8; 4],
-        inbound: Inbound,
-        endpoint: SocketAddrV4,
-        now: f64,
-    ) -> io::Result<Self> {
-        let keys = ReceiveSchedule::new(receive_root, now)?;
+    pub fn new(beginning: &Beginning, inbound: Inbound, now: f64) -> io::Result<Self> {
+        let &Beginning {
+            tid,
+            send_root,
+            receive_root,
+            epoch,
+            inner,
+            endpoint,
+            confirmed,
+        } = beginning;
+        let keys = ReceiveSchedule::new(receive_root, epoch, now)?;
         Ok(Tunnel {
             tid,
-            inner,
-            inbound,
             created: now,
+            inner: AtomicU32::new(u32::from_be_bytes(inner)),
+            mtu: AtomicU32::new(0),
+            earned: AtomicU64::new(0),
             deadline: AtomicU64::new(keys.deadline.to_bits()),
             receive: Mutex::new(ReceiveSide {
                 keys,
+                inbound,
                 endpoint,
+                confirmed,
+                control: Bucket::new(CONTROL_BURST, now),
                 newest: -1,
                 last_received: None,
+                last_used: None,
                 packets: 0,
                 bytes: 0,
                 drops: Drops::new(),
             }),
             send: Mutex::new(SendSide {
-                keys: SendSchedule::new(send_root, now)?,
+                keys: SendSchedule::new(send_root, epoch, now)?,
                 endpoint,
+                confirmed,
+                unconfirmed: Bucket::new(UNCONFIRMED_BYTES, now),
                 cookie: None,
                 trains: true,
                 last_sent: None,
+                last_used: None,
                 packets: 0,
                 bytes: 0,
                 drops: Drops::new(),
             }),
         })
+    }
+
+    /// The private address that it stands for.
+    pub fn inner(&self) -> [u8; 4] {
+        self.inner.load(Ordering::Relaxed).to_be_bytes()
+    }
+
+    /// Stands for another private address from now on.
+    pub fn stand_for(&self, inner: [u8; 4], inbound: Inbound) {
+        self.lock_receive().inbound = inbound;
+        self.inner.store(u32::from_be_bytes(inner), Ordering::Relaxed);
+    }
+
+    /// Bytes of the longest inner packet that is to be sent, if somebody said.
+    pub fn mtu(&self) -> Option<u32> {
+        match self.mtu.load(Ordering::Relaxed) {
+            0 => None,
+            mtu => Some(mtu),
+        }
+    }
+
+    pub fn set_mtu(&self, mtu: u32) {
+        self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    /// The peer was shown to be reached at an endpoint; nothing happens if it has moved on.
+    pub fn confirm(&self, endpoint: SocketAddr) {
+        let mut side = self.lock_receive();
+        if side.endpoint == endpoint {
+            side.confirmed = true;
+            self.send_side().confirmed = true;
+        }
+    }
+
+    /// How many of these datagrams, from the first on, may be sent to the endpoint. Those are counted.
+    pub fn afford(&self, side: &mut SendSide, sizes: impl Iterator<Item = usize>, now: f64) -> usize {
+        sizes
+            .take_while(|size| {
+                let earned = self.earned.load(Ordering::Relaxed).min(*size as u64);
+                let rest = (*size as u64 - earned) as f64;
+                let enough = side.unconfirmed.take(rest, UNCONFIRMED_RATE, UNCONFIRMED_BYTES, now);
+                if enough {
+                    self.earned.fetch_sub(earned, Ordering::Relaxed);
+                }
+                enough
+            })
+            .count()
     }
 
     /// When `expire` has something to do next; infinite when dead.
@@ -133,9 +221,13 @@ impl Tunnel {
         self.send.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn lock_receive(&self) -> MutexGuard<'_, ReceiveSide> {
+        self.receive.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Locks the receiving side. `now` may be past a deadline that a timer was late for, after sleep above all.
     pub fn receive_side(&self, now: f64) -> MutexGuard<'_, ReceiveSide> {
-        let mut side = self.receive.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut side = self.lock_receive();
         if now >= side.keys.deadline {
             side.keys.expire(now);
             self.note(&side);
@@ -150,7 +242,7 @@ impl Tunnel {
 
     /// Overwrites every secret; the tunnel is dead afterwards.
     pub fn erase(&self) {
-        let mut side = self.receive.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut side = self.lock_receive();
         side.keys.erase();
         self.note(&side);
     }
@@ -173,7 +265,7 @@ impl Tunnel {
         &self,
         side: &mut ReceiveSide,
         datagram: &mut [u8],
-        source: SocketAddrV4,
+        source: SocketAddr,
         now: f64,
         cipher: &mut Cipher,
         work: &mut Work,
@@ -196,6 +288,10 @@ impl Tunnel {
             first: side.last_received.is_none(),
             moved: self.moved(side, (epoch, counter), source),
         };
+        if !side.confirmed && side.endpoint == source {
+            let bytes = (OVERHEAD + text.len()) as u64;
+            self.earned.fetch_add(UNCONFIRMED_FACTOR * bytes, Ordering::Relaxed);
+        }
         side.last_received = Some(now);
         side.packets += 1;
         side.bytes += text.len() as u64;
@@ -228,20 +324,23 @@ impl Tunnel {
 
     /// A snapshot of all counters.
     pub fn stats(&self) -> TunnelStats {
-        let received = self.receive.lock().unwrap_or_else(PoisonError::into_inner);
+        let received = self.lock_receive();
         let sent = self.send_side();
         let mut drops = Drops::new();
         drops.merge(&received.drops);
         drops.merge(&sent.drops);
         TunnelStats {
             tid: self.tid,
-            inner: self.inner,
+            inner: self.inner(),
             endpoint: received.endpoint,
             send_epoch: sent.keys.epoch,
             recv_epoch: received.keys.newest,
             created: self.created,
             last_sent: sent.last_sent,
             last_received: received.last_received,
+            last_used: latest(received.last_used, sent.last_used),
+            confirmed: sent.confirmed,
+            mtu: self.mtu(),
             packets_sent: sent.packets,
             packets_received: received.packets,
             bytes_sent: sent.bytes,
@@ -251,7 +350,7 @@ impl Tunnel {
     }
 
     /// Only a packet newer than all before it moves the peer, so that a delayed or copied one cannot.
-    fn moved(&self, side: &mut ReceiveSide, (epoch, counter): (u16, u32), source: SocketAddrV4) -> bool {
+    fn moved(&self, side: &mut ReceiveSide, (epoch, counter): (u16, u32), source: SocketAddr) -> bool {
         let index = i64::from(epoch) << 32 | i64::from(counter);
         if index <= side.newest {
             return false;
@@ -261,9 +360,12 @@ impl Tunnel {
             return false;
         }
         side.endpoint = source;
+        side.confirmed = false;
         let mut sending = self.send_side();
         sending.endpoint = source;
+        sending.confirmed = false;
         sending.trains = true;
+        self.earned.store(0, Ordering::Relaxed);
         true
     }
 
@@ -273,6 +375,21 @@ impl Tunnel {
         if side.keys.dead() {
             self.send_side().keys.erase();
         }
+    }
+}
+
+impl ReceiveSide {
+    /// Whether a control packet is to be reported: only so many are.
+    pub fn takes_control(&mut self, now: f64) -> bool {
+        self.control.take(1.0, CONTROL_RATE, CONTROL_BURST, now)
+    }
+}
+
+/// The later of two times.
+fn latest(one: Option<f64>, other: Option<f64>) -> Option<f64> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.max(other)),
+        _ => one.or(other),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Packets that wait for their tunnel, from either side; bounded in every direction, as in pqtun/pump/held.py and early.py.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 use crate::limits::{
     EARLY_BYTES, EARLY_PACKETS, EARLY_PACKETS_PER_TUNNEL, EARLY_SECONDS, HELD_ADDRESSES, HELD_BYTES, HELD_PACKETS,
@@ -9,10 +9,17 @@ use crate::limits::{
 };
 use crate::tunnel::Tid;
 
+#[derive(Default)]
+struct Queue {
+    packets: VecDeque<(f64, Vec<u8>)>,
+    /// Whether the next packet is to be reported.
+    report: bool,
+}
+
 /// Packets of programs by the private address that they go to. Where a bound is reached the new packet is refused.
 #[derive(Default)]
 pub struct Held {
-    queues: HashMap<[u8; 4], VecDeque<(f64, Vec<u8>)>>,
+    queues: HashMap<[u8; 4], Queue>,
     pub packets: usize,
     pub bytes: usize,
 }
@@ -26,15 +33,21 @@ impl Held {
         self.queues.contains_key(&inner)
     }
 
-    /// Begins to hold for an address. False if too many addresses are held for.
-    pub fn hold(&mut self, inner: [u8; 4]) -> bool {
-        if !self.holds(inner) {
-            if self.queues.len() >= HELD_ADDRESSES {
-                return false;
-            }
-            self.queues.insert(inner, VecDeque::new());
+    /// Begins to hold for an address, or goes on. `report`: the next packet is to be reported. False if too many
+    /// addresses are held for.
+    pub fn hold(&mut self, inner: [u8; 4], report: bool) -> bool {
+        if !self.holds(inner) && self.queues.len() >= HELD_ADDRESSES {
+            return false;
         }
+        self.queues.entry(inner).or_default().report = report;
         true
+    }
+
+    /// Whether a packet that has come for an address is to be reported; the next one is not.
+    pub fn take_report(&mut self, inner: [u8; 4]) -> bool {
+        self.queues
+            .get_mut(&inner)
+            .is_some_and(|queue| std::mem::take(&mut queue.report))
     }
 
     /// Adds a packet for an address that is held for. False if it was refused: queue or total is full.
@@ -42,13 +55,13 @@ impl Held {
         let Some(queue) = self.queues.get_mut(&inner) else {
             return false;
         };
-        if queue.len() >= HELD_PACKETS_PER_PEER
+        if queue.packets.len() >= HELD_PACKETS_PER_PEER
             || self.packets >= HELD_PACKETS
             || self.bytes + packet.len() > HELD_BYTES
         {
             return false;
         }
-        queue.push_back((now, packet.to_vec()));
+        queue.packets.push_back((now, packet.to_vec()));
         self.packets += 1;
         self.bytes += packet.len();
         true
@@ -60,6 +73,7 @@ impl Held {
             .queues
             .remove(&inner)
             .unwrap_or_default()
+            .packets
             .into_iter()
             .map(|(_, packet)| packet)
             .collect();
@@ -72,8 +86,12 @@ impl Held {
     pub fn expire(&mut self, now: f64) -> u64 {
         let mut dropped = 0;
         for queue in self.queues.values_mut() {
-            while queue.front().is_some_and(|(since, _)| since + HELD_SECONDS <= now) {
-                self.bytes -= queue.pop_front().map_or(0, |(_, packet)| packet.len());
+            while queue
+                .packets
+                .front()
+                .is_some_and(|(since, _)| since + HELD_SECONDS <= now)
+            {
+                self.bytes -= queue.packets.pop_front().map_or(0, |(_, packet)| packet.len());
                 self.packets -= 1;
                 dropped += 1;
             }
@@ -86,7 +104,7 @@ impl Held {
         let oldest = self
             .queues
             .values()
-            .filter_map(|queue| queue.front())
+            .filter_map(|queue| queue.packets.front())
             .map(|(since, _)| *since);
         oldest.fold(f64::INFINITY, f64::min) + HELD_SECONDS
     }
@@ -100,7 +118,7 @@ struct EarlyPacket {
     arrived: f64,
     tid: Tid,
     data: Vec<u8>,
-    source: SocketAddrV4,
+    source: SocketAddr,
 }
 
 /// Tunnel packets that came before their handshake. Anyone can write into it, so the oldest make room for new ones.
@@ -117,7 +135,7 @@ impl Early {
     }
 
     /// Keeps a datagram; returns how many datagrams were dropped for it (itself, or older ones).
-    pub fn add(&mut self, tid: &Tid, datagram: &[u8], source: SocketAddrV4, now: f64) -> u64 {
+    pub fn add(&mut self, tid: &Tid, datagram: &[u8], source: SocketAddr, now: f64) -> u64 {
         let of_tunnel = self.counts.get(tid).copied().unwrap_or(0);
         if of_tunnel >= EARLY_PACKETS_PER_TUNNEL || datagram.len() > EARLY_BYTES {
             return 1;
@@ -139,7 +157,7 @@ impl Early {
     }
 
     /// Removes and returns the datagrams of a tunnel, in the order in which they came.
-    pub fn take(&mut self, tid: &Tid) -> Vec<(Vec<u8>, SocketAddrV4)> {
+    pub fn take(&mut self, tid: &Tid) -> Vec<(Vec<u8>, SocketAddr)> {
         if self.counts.remove(tid).is_none() {
             return Vec::new();
         }

@@ -10,7 +10,7 @@ fn many_tunnels_together_keep_a_bounded_number_of_skipped_keys() {
     let mut kept = 0;
     let mut schedules = Vec::new();
     for number in 0..ALL_BLOCKS / SKIPPED_BLOCKS + 50 {
-        let mut schedule = ReceiveSchedule::new(&[7; 32], 0.0).unwrap();
+        let mut schedule = ReceiveSchedule::new(&[7; 32], 0, 0.0).unwrap();
         schedule.receive(0, last, 0.0, &mut work, |_| true).unwrap();
         kept += schedule.blocks();
         if number > ALL_BLOCKS / SKIPPED_BLOCKS + 1 {
@@ -24,7 +24,7 @@ fn many_tunnels_together_keep_a_bounded_number_of_skipped_keys() {
     }
     assert!(kept < ALL_BLOCKS + 60 * SKIPPED_BLOCKS);
     drop(schedules);
-    let mut fresh = ReceiveSchedule::new(&[7; 32], 0.0).unwrap();
+    let mut fresh = ReceiveSchedule::new(&[7; 32], 0, 0.0).unwrap();
     fresh.receive(0, last, 0.0, &mut work, |_| true).unwrap();
     assert_eq!(fresh.blocks(), SKIPPED_BLOCKS);
 }

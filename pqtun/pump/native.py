@@ -59,11 +59,13 @@ class NativeEngine:
         offload: Iterable[str],
         loop: asyncio.AbstractEventLoop,
         clock: _native.ManualClock | None = None,
+        clock_scale: float = 1.0,
     ) -> None:
         """One TUN queue and one UDP socket for each thread; all of them are the engine's from now on.
 
         ``virtio``: the queues were opened with IFF_VNET_HDR. ``offload``: names of pqtun.pump.offload that may be used.
-        The engine's time is CLOCK_BOOTTIME, unless a test gives a ``clock``. Raises OSError, ValueError.
+        The engine's time is CLOCK_BOOTTIME; tests have it pass ``clock_scale`` times as fast, or give a ``clock``.
+        Raises OSError, ValueError.
         """
         self._core = _native.Core(
             list(tuns),
@@ -75,6 +77,7 @@ class NativeEngine:
             virtio=virtio,
             offload=list(offload),
             clock=clock,
+            clock_scale=clock_scale,
         )
         self.workers: Final = len(tuns)
         self._loop = loop
@@ -93,18 +96,48 @@ class NativeEngine:
         self._expire()
 
     def add_tunnel(
-        self, session: Session, inner: IPv4Address, endpoint: Endpoint, *, first: bytes | None = None
+        self,
+        session: Session,
+        inner: IPv4Address,
+        endpoint: Endpoint,
+        *,
+        first: bytes | None = None,
+        epoch: int = 0,
+        confirmed: bool = True,
+        standby: bool = False,
     ) -> None:
         """Take a tunnel into use for ``inner``. Raises ValueError: tid in use, ``inner`` not a peer's, closed."""
-        self._core.add_tunnel(session.tid, session.send_root, session.recv_root, inner.packed, endpoint, first)
+        self._core.add_tunnel(
+            session.tid,
+            session.send_root,
+            session.recv_root,
+            inner.packed,
+            endpoint,
+            first=first,
+            epoch=epoch,
+            confirmed=confirmed,
+            standby=standby,
+        )
+
+    def move_tunnel(self, tid: bytes, inner: IPv4Address) -> None:
+        """Have a tunnel stand for ``inner``, and be sent through. Raises ValueError: not a peer's, no such tunnel."""
+        self._core.move_tunnel(tid, inner.packed)
 
     def remove_tunnel(self, tid: bytes) -> None:
         """Erase and forget a tunnel."""
         self._core.remove_tunnel(tid)
 
-    def hold(self, inner: IPv4Address) -> None:
-        """Hold packets for ``inner`` without reporting Wanted."""
-        self._core.hold(inner.packed)
+    def confirm(self, tid: bytes, endpoint: Endpoint) -> None:
+        """Lift the bound on what is sent to ``endpoint``."""
+        self._core.confirm(tid, endpoint)
+
+    def set_mtu(self, tid: bytes, mtu: int) -> None:
+        """Send no inner packet of more than ``mtu`` bytes."""
+        self._core.set_mtu(tid, mtu)
+
+    def hold(self, inner: IPv4Address, *, report: bool = False) -> None:
+        """Hold packets for ``inner`` from now on; report the next one as Wanted if ``report``."""
+        self._core.hold(inner.packed, report)
 
     def drop_held(self, inner: IPv4Address, *, unreachable: bool) -> None:
         """Drop what is held for ``inner``; tell its senders if ``unreachable``."""

@@ -63,14 +63,15 @@ pub struct ReceiveSchedule {
 }
 
 impl ReceiveSchedule {
-    pub fn new(root: &Key, now: f64) -> std::io::Result<Self> {
+    /// `root` is that of `epoch`, which comes up `now`.
+    pub fn new(root: &Key, epoch: u16, now: f64) -> std::io::Result<Self> {
         let mut secrets = RECEIVE.take()?;
         expand(root, &mut secrets[..2 * KEY]);
-        let epochs = vec![Epoch::new(0, 0, now)];
+        let epochs = vec![Epoch::new(epoch, 0, now)];
         Ok(ReceiveSchedule {
             secrets,
             epochs,
-            newest: 0,
+            newest: epoch,
             deadline: now + EPOCH_LIFETIME,
             budget: (AHEAD_BUDGET, now),
         })

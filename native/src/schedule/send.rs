@@ -6,6 +6,9 @@ use super::{key_at, Key, Refused, BLOCK, EPOCH_SECONDS, KEY, KEYS_PER_BLOCK, LAS
 use crate::crypto::expand;
 use crate::secret::{Pool, Secret};
 
+/// Packets in one epoch: their counters have 32 bits.
+const COUNTERS: u64 = 1 << 32;
+
 static SEND: Pool<{ 2 * KEY + BLOCK }> = Pool::new();
 
 /// Hands out each packet key once. Epochs follow the clock: 30 s each, starting when the one before ended.
@@ -20,12 +23,13 @@ pub struct SendSchedule {
 }
 
 impl SendSchedule {
-    pub fn new(root: &Key, now: f64) -> std::io::Result<Self> {
+    /// `root` is that of `epoch`, which begins `now`.
+    pub fn new(root: &Key, epoch: u16, now: f64) -> std::io::Result<Self> {
         let mut secrets = SEND.take()?;
         expand(root, &mut secrets[..2 * KEY]);
         Ok(SendSchedule {
             secrets,
-            epoch: 0,
+            epoch,
             counter: 0,
             expires: now + EPOCH_SECONDS,
             used: KEYS_PER_BLOCK,
@@ -33,13 +37,16 @@ impl SendSchedule {
         })
     }
 
-    /// Moves to the epoch of `now`.
+    /// Moves to the epoch of `now`, or to the next one where this one has no more counters.
     pub fn advance(&mut self, now: f64) -> Result<(), Refused> {
         if self.erased {
             return Err("dead");
         }
         while now >= self.expires {
             self.step(self.expires)?;
+        }
+        if self.counter == COUNTERS {
+            self.step(now)?;
         }
         Ok(())
     }
@@ -54,10 +61,10 @@ impl SendSchedule {
 
     /// Moves up to `count` packet keys into `keys`; returns the counter of the first, and how many there are.
     ///
-    /// Call `advance` first. Refused: "counter_end" after 2^32 packets in one epoch.
-    pub fn take_keys(&mut self, count: usize, keys: &mut [u8]) -> Result<(u32, usize), Refused> {
-        let first = u32::try_from(self.counter).map_err(|_| "counter_end")?;
-        let left = (1 << 32) - self.counter;
+    /// Call `advance` first: then there is one at least.
+    pub fn take_keys(&mut self, count: usize, keys: &mut [u8]) -> (u32, usize) {
+        let first = self.counter as u32;
+        let left = COUNTERS - self.counter;
         let count = count.min(usize::try_from(left).unwrap_or(usize::MAX));
         let mut taken = 0;
         while taken < count {
@@ -76,7 +83,7 @@ impl SendSchedule {
             taken += now;
         }
         self.counter += count as u64;
-        Ok((first, count))
+        (first, count)
     }
 
     pub fn erase(&mut self) {

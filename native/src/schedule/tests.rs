@@ -75,8 +75,8 @@ impl Eager {
 #[test]
 fn known_packet_keys() {
     for case in vectors() {
-        let mut schedule = SendSchedule::new(&key(&case["send_root"]), 0.0).unwrap();
-        let mut receiver = ReceiveSchedule::new(&key(&case["send_root"]), 0.0).unwrap();
+        let mut schedule = SendSchedule::new(&key(&case["send_root"]), 0, 0.0).unwrap();
+        let mut receiver = ReceiveSchedule::new(&key(&case["send_root"]), 0, 0.0).unwrap();
         let mut work = work().unwrap();
         for (epoch, known) in case["send_schedule"].as_array().unwrap().iter().enumerate() {
             let now = 30.0 * epoch as f64;
@@ -87,7 +87,7 @@ fn known_packet_keys() {
             // 7 at a time: neither blocks nor calls end together
             for (n, part) in keys.chunks_mut(7 * KEY).enumerate() {
                 let count = part.len() / KEY;
-                assert_eq!(schedule.take_keys(count, part), Ok((7 * n as u32, count)));
+                assert_eq!(schedule.take_keys(count, part), (7 * n as u32, count));
             }
             assert_eq!(keys, known.concat());
             for (counter, known) in known.iter().enumerate().rev() {
@@ -103,7 +103,7 @@ fn known_datagrams() {
     let mut cipher = Cipher::new();
     let mut work = work().unwrap();
     for case in vectors() {
-        let mut receiver = ReceiveSchedule::new(&key(&case["send_root"]), 0.0).unwrap();
+        let mut receiver = ReceiveSchedule::new(&key(&case["send_root"]), 0, 0.0).unwrap();
         for packet in case["datagrams"].as_array().unwrap() {
             let mut datagram = bytes(&packet["datagram"]);
             let epoch = u16::from_be_bytes([datagram[34], datagram[35]]);
@@ -143,14 +143,14 @@ proptest! {
 
     #[test]
     fn each_key_is_handed_out_once(actions in prop::collection::vec(sending(), 0..30)) {
-        let mut schedule = SendSchedule::new(&ROOT, 0.0).unwrap();
+        let mut schedule = SendSchedule::new(&ROOT, 0, 0.0).unwrap();
         let mut eager = Eager::default();
         let (mut now, mut epoch, mut counter, mut expires) = (0.0, 0, 0, 30.0);
         for action in actions {
             match action {
                 Sending::Take(count) => {
                     let mut keys = vec![0; count * KEY];
-                    prop_assert_eq!(schedule.take_keys(count, &mut keys), Ok((counter as u32, count)));
+                    prop_assert_eq!(schedule.take_keys(count, &mut keys), (counter as u32, count));
                     for taken in keys.chunks(KEY) {
                         prop_assert_eq!(taken, &eager.key(&ROOT, epoch, counter)[..]);
                         counter += 1;
@@ -180,17 +180,23 @@ proptest! {
 
 #[test]
 fn counters_and_epochs_end() {
-    let mut schedule = SendSchedule::new(&ROOT, 0.0).unwrap();
+    let mut schedule = SendSchedule::new(&ROOT, 0, 0.0).unwrap();
     schedule.counter = (1 << 32) - 3;
     let mut keys = [0; 10 * KEY];
-    assert_eq!(schedule.take_keys(10, &mut keys), Ok((u32::MAX - 2, 3)));
+    assert_eq!(schedule.take_keys(10, &mut keys), (u32::MAX - 2, 3));
     assert_eq!(keys[3 * KEY..], [0; 7 * KEY]);
-    assert_eq!(schedule.take_keys(1, &mut keys), Err("counter_end"));
-    schedule.advance(30.0).unwrap();
-    assert_eq!(schedule.take_keys(1, &mut keys), Ok((0, 1)));
+    schedule.advance(10.0).unwrap();
+    assert_eq!(schedule.take_keys(1, &mut keys), (0, 1));
+    assert_eq!(keys[..KEY], Eager::default().key(&ROOT, 1, 0));
+    schedule.advance(39.0).unwrap();
+    assert_eq!(schedule.epoch, 1);
+    schedule.advance(40.0).unwrap();
+    assert_eq!(schedule.epoch, 2);
     schedule.epoch = LAST_EPOCH;
-    assert_eq!(schedule.advance(59.0), Ok(()));
-    assert_eq!(schedule.advance(60.0), Err("epoch_end"));
+    assert_eq!(schedule.advance(69.0), Ok(()));
+    assert_eq!(schedule.advance(70.0), Err("epoch_end"));
+    schedule.counter = 1 << 32;
+    assert_eq!(schedule.advance(69.0), Err("epoch_end"));
     schedule.erase();
     assert_eq!(*schedule.secrets, [0; 2 * KEY + BLOCK]);
     assert_eq!(schedule.advance(0.0), Err("dead"));
@@ -396,7 +402,7 @@ proptest! {
 
     #[test]
     fn receiving_does_what_the_model_says(actions in prop::collection::vec(receiving(), 1..40)) {
-        let mut schedule = ReceiveSchedule::new(&ROOT, 0.0).unwrap();
+        let mut schedule = ReceiveSchedule::new(&ROOT, 0, 0.0).unwrap();
         let (mut model, mut eager) = (Model::new(), Eager::default());
         let mut work = work().unwrap();
         let mut now = 0.0;
@@ -446,7 +452,7 @@ proptest! {
 
 #[test]
 fn the_last_epoch() {
-    let mut schedule = ReceiveSchedule::new(&ROOT, 0.0).unwrap();
+    let mut schedule = ReceiveSchedule::new(&ROOT, 0, 0.0).unwrap();
     let mut work = work().unwrap();
     schedule.newest = LAST_EPOCH - 1;
     schedule.epochs[0].number = LAST_EPOCH - 1;
@@ -458,7 +464,7 @@ fn the_last_epoch() {
 
 #[test]
 fn forged_packets_far_ahead_are_bounded() {
-    let mut schedule = ReceiveSchedule::new(&ROOT, 0.0).unwrap();
+    let mut schedule = ReceiveSchedule::new(&ROOT, 0, 0.0).unwrap();
     let mut work = work().unwrap();
     let mut derived = 0;
     while schedule.receive(0, WINDOW - 1, 0.0, &mut work, |_| false) == Err("authentication") {
@@ -482,7 +488,7 @@ fn forged_packets_far_ahead_are_bounded() {
 
 #[test]
 fn a_tunnel_that_loses_half_of_very_many_packets_goes_on() {
-    let mut schedule = ReceiveSchedule::new(&ROOT, 0.0).unwrap();
+    let mut schedule = ReceiveSchedule::new(&ROOT, 0, 0.0).unwrap();
     let mut work = work().unwrap();
     let (mut counter, mut now) = (0, 0.0);
     while now < 10.0 {
