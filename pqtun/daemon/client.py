@@ -7,7 +7,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any, Final
 
 from pqtun.daemon import clock, host, privilege, report
@@ -16,28 +16,52 @@ from pqtun.daemon.connector import Address, Connector
 from pqtun.daemon.control import ControlSocket, Handler
 from pqtun.daemon.ending import stopped_or_failed
 from pqtun.daemon.engines import choose_engine, make_engine
+from pqtun.daemon.flows import addresses_in_use
 from pqtun.daemon.link import Link
 from pqtun.daemon.loglimit import LogLimit
+from pqtun.daemon.netwatch import NetworkWatch
 from pqtun.daemon.peers import Peer, PeerBook
+from pqtun.daemon.policy import FailurePolicy
 from pqtun.daemon.rundir import RunDirectory
 from pqtun.daemon.settings import ClientSettings
 from pqtun.daemon.state import prepare_state
 from pqtun.daemon.supervisor import prepare, supervise
-from pqtun.dns.answer import rewrite
+from pqtun.daemon.upkeep import Own
+from pqtun.dns.answer import DIRECT, Direct, Found, Private, rewrite
 from pqtun.dns.origin import OriginalDestinations
 from pqtun.dns.proxy import DnsProxy
 from pqtun.dns.redirect import DnsSockets, Redirect, open_sockets
 from pqtun.keys.cache import ServerKeyCache
 from pqtun.protocol import control
 from pqtun.protocol.base32 import encode
+from pqtun.protocol.constants import HANDSHAKE_FAILED
 from pqtun.protocol.errors import MessageError
-from pqtun.protocol.names import Announcement
-from pqtun.pump.engine import Alive, Control, Dead, Engine, Event, Failed, TunnelStats, Wanted
+from pqtun.protocol.private6 import address4, address6
+from pqtun.pump.engine import (
+    Alive,
+    Control,
+    Datagram,
+    Dead,
+    Endpoint,
+    Engine,
+    Event,
+    Failed,
+    Roamed,
+    TunnelStats,
+    Wanted,
+)
+from pqtun.pump.icmp import echo_token
 
 log = logging.getLogger(__name__)
 
 CACHED_KEYS: Final = 200  # servers' public keys on disk, 1 MB each
-USED_INTERVAL: Final = 30.0  # seconds between notes of which peers carry traffic
+TICK_SECONDS: Final = 0.5  # between looks at the tunnels
+NOTE_SECONDS: Final = 30.0  # between notes of which peers carry traffic
+FLOWS_SECONDS: Final = 5.0  # between looks at which peers programs have connections to
+# After the last packet of a program a tunnel is kept for so long, for what the kernel lists no connection of.
+RECENT_SECONDS: Final = 60.0
+# Two looks so far apart mean that this host or process has slept: what was true of the network may not be any more.
+SLEPT_SECONDS: Final = 5.0
 PEERS_FILE: Final = "peers.sqlite"
 KEYS_FOLDER: Final = "server-keys"
 
@@ -53,17 +77,27 @@ class ClientService:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._events: Counter[str] = Counter()
         self._links: dict[IPv4Address, Link] = {}
+        self._by_tid: dict[bytes, Link] = {}
         self._attempts = Attempts(self._events)
         self._cache = ServerKeyCache(settings.state / KEYS_FOLDER, CACHED_KEYS)
         self._connector = Connector(self._cache, clock.boottime)
         self._book = PeerBook(settings.state / PEERS_FILE, tun.address, clock.wall)
+        features = control.FEATURE_RESUME | (control.FEATURE_IPV6_INSIDE if tun.address6 is not None else 0)
+        self._own = Own(tun.address.ip, tun.mtu, features)
+        self._policy = FailurePolicy(settings.failure, settings.direct_minutes)
+        self._direct: dict[IPv4Address, float] = {}  # peers whose real addresses are given out, and until when
+        self._connected: set[IPv4Address] = set()
+        self._looked = self._noted = 0.0
+        self._watch = NetworkWatch(self._network_changed)
 
     def start(self) -> None:
         """Begin to move packets."""
         self._engine.start(self.handle)
+        self._watch.start()
 
     async def close(self) -> None:
         """Erase all keys and stop."""
+        self._watch.close()
         await asyncio.gather(*(link.close() for link in self._links.values()))
         farewell = control.encode([control.Bye(control.BYE_STOPPING)], self._tun.address.ip)
         for link in self._links.values():
@@ -72,32 +106,41 @@ class ClientService:
         self._engine.close()
         self._book.close()
 
-    def is_own(self, address: IPv4Address) -> bool:
+    def is_own(self, address: IPv4Address | IPv6Address) -> bool:
         """Whether an address is one that this client hands out."""
-        return self._book.is_inner(address)
+        if isinstance(address, IPv4Address):
+            return self._book.is_inner(address)
+        return self._network6 is not None and address4(self._network6, address) is not None
 
-    def address_of(
-        self,
-        announcement: Announcement,
-        name: str,
-        addresses: list[IPv4Address],
-        addresses6: list[IPv6Address],
-        upstream: Address,
-    ) -> IPv4Address | None:
-        """Return the private address for a server that a DNS answer announces, and begin to connect to it.
+    @property
+    def _network6(self) -> IPv6Network | None:
+        return None if self._tun.address6 is None else self._tun.address6.network
 
-        None if the answer has no IPv4 address or no private address is free.
+    def address_of(self, found: Found) -> Private | Direct | None:
+        """Return the private addresses for a server that a DNS answer announces, and begin to connect to it.
+
+        None if no private address is free. ``DIRECT``: there was no tunnel to it to be had, and the settings let
+        programs go without.
         """
-        if not addresses:
-            return None
-        peer = self._book.met(announcement, name, addresses, self._in_use)
+        peer = self._book.met(found.announcement, found.name, found.real4, found.real6, self._in_use)
         if peer is None:
             self._events["no_free_address"] += 1
             return None
+        if self._goes_direct(peer):
+            return DIRECT
         link = self._link(peer)
-        link.found(peer, upstream)
+        link.found(peer, found.upstream)
+        link.allows_direct = self._policy.allows_direct((found.asked, found.name))
         self._attempts.want(link)
-        return peer.inner
+        network6 = self._network6 if peer.ipv6_inside else None
+        return Private(peer.inner, None if network6 is None else address6(network6, peer.inner))
+
+    def _goes_direct(self, peer: Peer) -> bool:
+        until = self._direct.get(peer.inner)
+        if until is not None and until <= clock.boottime():
+            del self._direct[peer.inner]
+            until = None
+        return until is not None
 
     def handle(self, event: Event) -> None:
         """Take an event of the engine."""
@@ -109,39 +152,113 @@ class ClientService:
                     self._engine.drop_held(inner, unreachable=True)
                 else:
                     self._attempts.want(self._link(peer))
-            case Alive(tid):
-                for link in self._links.values():
-                    if link.alive(tid) and link.address is not None:
-                        self._book.used(link.peer.inner, link.address)
-            case Dead(tid):
-                for link in self._links.values():
-                    link.dead(tid)
-            case Control(tid, packet):
+            case Alive(tid) if tid in self._by_tid:
+                link = self._by_tid[tid]
+                link.alive(tid)
+                if link.address is not None:
+                    self._book.used(link.peer.inner, link.address)
+            case Dead(tid) if tid in self._by_tid:
+                self._by_tid[tid].dead(tid)
+            case Roamed(tid, endpoint) if tid in self._by_tid:
+                self._by_tid[tid].roamed(tid, endpoint)
+            case Control(tid, packet) if tid in self._by_tid:
                 try:
-                    self._control(tid, packet)
+                    self._control(tid, packet, self._by_tid[tid])
                 except MessageError as error:
                     self._events[error.reason] += 1
+            case Datagram(data, source) if data == HANDSHAKE_FAILED:
+                self._hint(source)
             case Failed(reason):
                 if not self.failed.done():
                     self.failed.set_exception(RuntimeError(reason))
             case _:
                 self._events[type(event).__name__.lower()] += 1
 
-    def _control(self, tid: bytes, packet: bytes) -> None:
+    def _hint(self, source: Endpoint) -> None:
+        """Somebody says that a server does not know a tunnel of ours; nothing proves that it is the server."""
+        self._events["hint"] += 1
+        for tunnel in self._engine.stats().tunnels:
+            if tunnel.endpoint == source:
+                self._links[tunnel.inner].suspect(path=False)
+
+    def _control(self, tid: bytes, packet: bytes, link: Link) -> None:
+        token = echo_token(packet)
+        if token is not None:
+            link.answered(tid, token)
+            return
         pongs: list[control.Item] = []
         for item in control.parse(packet):
             match item:
+                case control.Hello():
+                    link.introduced(tid, item)
+                    self._book.learned(link.peer.inner, bool(item.features & control.FEATURE_IPV6_INSIDE))
                 case control.Ping(data):
                     pongs.append(control.Pong(data))
+                case control.Pong(data):
+                    link.answered(tid, data)
                 case control.Bye():  # the next packet to this server makes a new tunnel
-                    self._engine.remove_tunnel(tid)
-                    for link in self._links.values():
-                        link.dead(tid)
+                    link.ended(tid)
                     return
                 case _:
                     pass
-        if pongs:  # in one packet, no longer than the one that asked
-            self._engine.send_inner(tid, control.encode(pongs, self._tun.address.ip))
+        if pongs:  # in one packet, as long as the one that asked
+            self._engine.send_inner(tid, control.encode(pongs, self._tun.address.ip, len(packet)))
+
+    # -- the rounds ------------------------------------------------------------------------------
+
+    async def keep_up(self) -> None:
+        """Look after the tunnels until cancelled: keep those alive that programs use, replace those that are lost."""
+        before = clock.boottime()
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            now = clock.boottime()
+            if now - before > SLEPT_SECONDS:
+                self._network_changed()
+            before = now
+            if self._links:
+                await self._look_at_flows(now)
+                self._round(now)
+
+    async def _look_at_flows(self, now: float) -> None:
+        """In a thread: the kernel goes through all sockets of the host."""
+        if now - self._looked >= FLOWS_SECONDS:
+            self._looked = now
+            try:
+                self._connected = await asyncio.to_thread(addresses_in_use, self._tun.address.network, self._network6)
+            except OSError as error:
+                self._connected = set()
+                self._events["flows_unknown"] += 1
+                log.debug("cannot list this host's connections: %s", error)
+
+    def _round(self, now: float) -> None:
+        tunnels = {tunnel.tid: tunnel for tunnel in self._engine.stats().tunnels}
+        for inner, link in list(self._links.items()):
+            tunnel = None if link.tid is None else tunnels.get(link.tid)
+            connected = inner in self._connected
+            recent = tunnel is not None and now - (tunnel.last_used or tunnel.created) < RECENT_SECONDS
+            if link.tick(tunnel, used=connected or recent, connected=connected):
+                self._attempts.want(link)
+        if now - self._noted >= NOTE_SECONDS:
+            for tunnel in tunnels.values():
+                if max(tunnel.last_sent or 0.0, tunnel.last_received or 0.0) > self._noted:
+                    self._book.used(tunnel.inner, ip_address(tunnel.endpoint[0]))
+            self._noted = now
+
+    def _link_failed(self, link: Link) -> None:
+        if link.allows_direct:
+            self._direct[link.peer.inner] = clock.boottime() + 60 * self._settings.direct_minutes
+            log.warning(
+                "%s: no tunnel, its real addresses are given out for %d minutes, as [client.failure] says",
+                link.peer.name,
+                self._settings.direct_minutes,
+            )
+
+    def _network_changed(self) -> None:
+        """Addresses or routes of this host have changed, or it has slept."""
+        self._events["network_changes"] += 1
+        self._looked = 0.0
+        for link in self._links.values():
+            link.suspect(path=True)
 
     def status(self, dns: Mapping[str, int]) -> dict[str, Any]:
         """Return the status document."""
@@ -157,7 +274,7 @@ class ClientService:
             interface=self._tun.name,
             address=self._tun.address,
             port=settings.port,
-            mtu=settings.mtu,
+            mtu=self._tun.mtu,
         )
         peers = [self._peer_status(peer, tunnels, now) for peer in self._book]
         return {
@@ -177,15 +294,6 @@ class ClientService:
             peer = None
         return {"real_addresses": [str(address) for address in peer.candidates] if peer else []}
 
-    async def note_use(self) -> None:
-        """Keep the private addresses of peers that carry traffic, until cancelled."""
-        while True:
-            await asyncio.sleep(USED_INTERVAL)
-            since = clock.boottime() - USED_INTERVAL
-            for tunnel in self._engine.stats().tunnels:
-                if max(tunnel.last_sent or 0.0, tunnel.last_received or 0.0) > since:
-                    self._book.used(tunnel.inner, IPv4Address(tunnel.endpoint[0]))
-
     def _peer_status(self, peer: Peer, tunnels: Mapping[bytes, TunnelStats], now: float) -> dict[str, Any]:
         link = self._links.get(peer.inner)
         tunnel = tunnels.get(link.tid) if link is not None and link.tid is not None else None
@@ -200,14 +308,30 @@ class ClientService:
         }
         if link is not None and link.progress is not None:
             status["download"] = {"nodes": link.progress[0], "of": link.progress[1]}
+        if link is not None and link.upkeep is not None:
+            rtt = link.upkeep.rtt
+            status["round_trip"] = None if rtt is None else round(rtt, 4)
+            status["pqtun"] = link.upkeep.hello is not None
+            status["mtu"] = link.upkeep.mtu
         if tunnel is not None:
             status.update(report.tunnel(tunnel, now))
         return status
 
     def _link(self, peer: Peer) -> Link:
         link = self._links.get(peer.inner)
-        if link is None or link.peer.keyhash != peer.keyhash:
-            link = Link(peer, self._engine, self._connector, self._tun.address.ip, self._settings.mtu, clock.boottime)
+        if link is not None and link.peer.keyhash != peer.keyhash:
+            link.forget()
+            link = None
+        if link is None:
+            link = Link(
+                peer,
+                self._engine,
+                self._connector,
+                self._own,
+                clock.boottime,
+                index=self._by_tid,
+                failed=self._link_failed,
+            )
             self._links[peer.inner] = link
         return link
 
@@ -283,7 +407,7 @@ async def _serve(
         "real_address": service.real_address,
     }
     control_socket = ControlSocket(control_sock, handlers)
-    notes = asyncio.ensure_future(service.note_use())
+    rounds = asyncio.ensure_future(service.keep_up())
     try:
         service.start()
         proxy.start()
@@ -291,7 +415,7 @@ async def _serve(
         ready()
         await stopped_or_failed(stop, service.failed)
     finally:
-        notes.cancel()
+        rounds.cancel()
         await control_socket.close()
         await proxy.close()
         await service.close()

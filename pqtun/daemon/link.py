@@ -1,51 +1,97 @@
-"""One peer's way to a working tunnel, and its state for people."""
+"""One peer's way to a working tunnel and to the next one, and its state for people."""
 
 import asyncio
 import logging
 from collections.abc import Callable
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
+from itertools import count
 from typing import Final
 
-from pqtun.daemon.connector import Address, ConnectError, Connector, find_ports
+from pqtun.daemon.backoff import GIVE_UP_SECONDS, Backoff
+from pqtun.daemon.connector import Address, ConnectError, Connector
 from pqtun.daemon.peers import Peer
+from pqtun.daemon.ticket import Ticket, Tickets
+from pqtun.daemon.upkeep import Own, Upkeep
 from pqtun.protocol import control
-from pqtun.pump.engine import Engine
+from pqtun.pump.engine import Endpoint, Engine, TunnelStats
 from pqtun.pump.icmp import echo_request
 
 log = logging.getLogger(__name__)
 
-# A handshake has no answer of its own: without an authenticated packet within these seconds a fresh one is sent.
-CONFIRM_SECONDS: Final = (1.0, 2.0, 4.0)
-ECHO_SECONDS: Final = 0.25  # between echoes while an answer is waited for
-RETRY_SECONDS: Final = (1.0, 30.0)  # pause after a failure, doubled up to the second figure
+# A handshake has no answer of its own: without an authenticated packet within these seconds a fresh one is sent. Where
+# round trips take longer, a later one gets more time.
+CONFIRM_SECONDS: Final = (1.0, 1.0, 2.0, 4.0)
+NUDGE_SECONDS: Final = 0.25  # between hellos and echoes while an answer is waited for
+MIN_PAUSE: Final = 1.0  # between handshakes, however many packets wait for one
+RETRY_PATIENCE: Final = 3.0  # seconds of a series of attempts at a peer that was out of reach before
+DIRECT_PATIENCE: Final = 10.0  # the same where programs may go without a tunnel instead
+QUIET_RETRY_SECONDS: Final = 60.0  # between attempts for connections that are open and silent
+# A tunnel ends with epoch 65,535, after 22.7 days. It is replaced 4.5 hours before, 2 days before if nothing uses it.
+REPLACE_EPOCH: Final = 65_000
+REPLACE_IDLE_EPOCH: Final = 60_000
+
+
+class _Attempt:
+    """A handshake that was sent, and what came in its tunnel."""
+
+    def __init__(self, ticket: Ticket, address: IPv4Address | IPv6Address, *, standby: bool) -> None:
+        self.ticket = ticket
+        self.tid = ticket.tid
+        self.address = address
+        self.standby = standby
+        self.alive = False
+        self.hello: control.Hello | None = None
+        self.event = asyncio.Event()
 
 
 class Link:
-    """Connects to one peer whenever that is asked for, one attempt at a time."""
+    """Connects to one peer whenever that is asked for, one attempt at a time, and watches what came of it."""
 
     def __init__(
-        self, peer: Peer, engine: Engine, connector: Connector, own: IPv4Address, mtu: int, clock: Callable[[], float]
+        self,
+        peer: Peer,
+        engine: Engine,
+        connector: Connector,
+        own: Own,
+        clock: Callable[[], float],
+        *,
+        index: dict[bytes, "Link"],
+        failed: Callable[["Link"], None],
     ) -> None:
+        """``index``: the link enters its tunnels there, by id. ``failed``: called when a series of attempts has."""
         self.peer = peer
-        self.tid: bytes | None = None
+        self.upkeep: Upkeep | None = None  # of the tunnel that is up, or was until it fell silent
         self.error: str | None = None
         self.progress: tuple[int, int] | None = None
         self.resolver: Address | None = None
-        self.address: IPv4Address | None = None  # the real one of the tunnel, or the one being tried
+        self.address: IPv4Address | IPv6Address | None = None  # the real one of the tunnel, or the one being tried
+        self.allows_direct = False  # whether programs may go without a tunnel
+        self._index = index
+        self._failed = failed
         self._engine = engine
         self._connector = connector
         self._own = own
-        self._mtu = mtu
         self._clock = clock
-        self._alive = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._pause = RETRY_SECONDS[0]
+        self._attempt: _Attempt | None = None
+        self._kick = asyncio.Event()
+        self._tickets = Tickets()
+        self._ticket: Ticket | None = None  # of the tunnel that is up
+        self._lost: float | None = None  # since when the tunnel is taken to be out of reach
+        self._replacing = False
+        self._failures = 0
         self._not_before = 0.0
+        self._retry_at = 0.0
+
+    @property
+    def tid(self) -> bytes | None:
+        """The tunnel that is up, or was until it fell silent."""
+        return None if self.upkeep is None else self.upkeep.tid
 
     @property
     def state(self) -> str:
         """One word: up, connecting, failed or idle."""
-        if self.tid is not None and self._alive.is_set():
+        if self.tid is not None and self._lost is None:
             return "up"
         if self._task is not None:
             return "connecting"
@@ -53,24 +99,27 @@ class Link:
 
     @property
     def idle(self) -> bool:
-        """Whether there is neither a tunnel nor an attempt."""
-        return self.tid is None and self._task is None
+        """Whether there is no attempt, and no tunnel that serves."""
+        return self._task is None and (self.tid is None or self._lost is not None or self._replacing)
 
     def want(self) -> None:
-        """Begin to connect unless there is a tunnel or an attempt. Held packets fail at once right after a failure."""
-        if not self.idle:
-            return
-        if self._clock() < self._not_before:
-            self.refuse()
-            return
-        self._engine.hold(self.peer.inner)
-        self._task = asyncio.ensure_future(self._connect())
-        self._task.add_done_callback(self._ended)
+        """Begin to connect unless there is a tunnel that serves. A packet that waits hurries an attempt under way."""
+        if self._task is not None:
+            self._kick.set()
+        elif self.idle:
+            if self._clock() < self._not_before:
+                self.refuse()
+                return
+            if not self._replacing and (self.upkeep is None or self._tickets):
+                self._engine.hold(self.peer.inner)
+            self._task = asyncio.ensure_future(self._connect())
+            self._task.add_done_callback(self._ended)
 
     def found(self, peer: Peer, resolver: Address) -> None:
-        """Take what a lookup says of the peer. New addresses or ports are tried at once, whatever failed before."""
+        """Take what a lookup says of the peer. What is new is tried at once, and with patience."""
         if (peer.addresses, peer.announcement) != (self.peer.addresses, self.peer.announcement):
-            self._not_before = 0.0
+            self._failures, self._not_before = 0, 0.0
+            self._kick.set()
         self.peer = peer
         self.resolver = resolver
 
@@ -83,29 +132,113 @@ class Link:
         if self._task is not None:
             self._task.cancel()
             self._task = None
-            self.progress = None
-            self.error = why
-            self._drop_tunnel()
-            self.refuse()
+            self._fail(why)
 
-    def alive(self, tid: bytes) -> bool:
-        """Take note that a packet of a tunnel has authenticated; say whether it is this link's."""
-        if tid != self.tid:
-            return False
-        self._alive.set()
-        return True
-
-    def dead(self, tid: bytes) -> None:
-        """The engine has removed this tunnel."""
-        if tid == self.tid:
-            self.tid = None
-            self._alive.clear()
+    def forget(self) -> None:
+        """Another peer has this private address now: end everything and erase the secrets."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        self._drop_attempt()
+        self._drop_tunnel()
+        self._tickets.erase()
 
     async def close(self) -> None:
-        """Stop an attempt under way."""
+        """Stop an attempt under way; erase what could continue the tunnel."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        self._forget_tickets()
+
+    # -- what the engine says --------------------------------------------------------------------
+
+    def alive(self, tid: bytes) -> None:
+        """Take note that a packet of this tunnel has authenticated."""
+        if self._attempt is not None and tid == self._attempt.tid and not self._attempt.alive:
+            self._attempt.alive = True
+            self._attempt.event.set()
+
+    def dead(self, tid: bytes) -> None:
+        """The engine has removed this tunnel."""
+        self._index.pop(tid, None)
+        if tid == self.tid:
+            self.upkeep, self._lost, self._replacing = None, None, False
+
+    def ended(self, tid: bytes) -> None:
+        """The server has said that it stops: nothing there can be continued."""
+        if tid == self.tid:
+            self._drop_tunnel()
+            self._forget_tickets()
+
+    def introduced(self, tid: bytes, hello: control.Hello) -> None:
+        """Take what the peer says of itself in this tunnel."""
+        if self._attempt is not None and tid == self._attempt.tid:
+            self._attempt.hello = hello
+            self._attempt.event.set()
+        elif self.upkeep is not None and tid == self.upkeep.tid and self.upkeep.introduced(hello):
+            self._keep_ticket(hello)
+
+    def answered(self, tid: bytes, token: bytes) -> None:
+        """A pong or the answer to an echo has come."""
+        if self.upkeep is not None and tid == self.upkeep.tid:
+            self.upkeep.answered(token)
+
+    def roamed(self, tid: bytes, endpoint: Endpoint) -> None:
+        """The peer's packets come from elsewhere."""
+        if self.upkeep is not None and tid == self.upkeep.tid:
+            self.upkeep.roamed(endpoint)
+
+    # -- the tunnel that is up -------------------------------------------------------------------
+
+    def suspect(self, *, path: bool) -> None:
+        """The peer may be out of reach: look at once. ``path``: the way to it may be another one."""
+        if self.upkeep is not None and self._lost is None:
+            self.upkeep.suspect(path=path)
+        elif path:
+            self._retry_at = self._clock()
+            self._kick.set()
+
+    def tick(self, stats: TunnelStats | None, *, used: bool, connected: bool) -> bool:
+        """Do what is due, about twice a second; say whether to connect (``want``).
+
+        ``stats``: of the tunnel that is up. ``used``: whether a program needs the peer; ``connected``: whether one has
+        a connection open.
+        """
+        now = self._clock()
+        self._tickets.expire(now)
+        if self._task is not None:
+            if self._attempt is None and stats is not None and self._heard_since_lost(stats):
+                self._recover()
+            return False
+        if self.upkeep is None:
+            return connected and bool(self._failures or self._tickets) and now >= self._retry_at
+        if stats is None:  # the engine is about to say that it is dead
+            return False
+        if max(stats.send_epoch, stats.recv_epoch) >= (REPLACE_EPOCH if used else REPLACE_IDLE_EPOCH):
+            self._replacing = now >= self._retry_at
+            return self._replacing
+        if not self.upkeep.tick(stats, used=used):
+            return False
+        if used:
+            self._lost = now
+        else:
+            self._drop_tunnel()
+        return used
+
+    def _heard_since_lost(self, stats: TunnelStats) -> bool:
+        return self._lost is not None and stats.last_received is not None and stats.last_received > self._lost
+
+    def _recover(self) -> None:
+        """The tunnel works again before the next attempt at another one."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        self._lost, self._failures = None, 0
+        if self.upkeep is not None:
+            self.upkeep.recovered()
+            self._engine.move_tunnel(self.upkeep.tid, self.peer.inner)
+
+    # -- attempts --------------------------------------------------------------------------------
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if task is not self._task:
@@ -116,68 +249,166 @@ class Link:
             return
         error = task.exception()
         if error is None:
-            self.error = None
-            self._pause = RETRY_SECONDS[0]
             return
-        self.error = str(error) if isinstance(error, ConnectError) else f"internal error ({type(error).__name__})"
         if not isinstance(error, ConnectError):
             log.error("connecting to %s failed", self.peer.name, exc_info=error)
-        self._not_before = self._clock() + self._pause
-        self._pause = min(2 * self._pause, RETRY_SECONDS[1])
-        self.refuse()
+        self._fail(str(error) if isinstance(error, ConnectError) else f"internal error ({type(error).__name__})")
         log.warning("no tunnel to %s: %s", self.peer.name, self.error)
 
-    async def _connect(self) -> None:
-        failure: ConnectError | None = None
-        for address in self.peer.candidates:
-            try:
-                await self._connect_to(address)
-            except ConnectError as error:
-                failure = error
-                continue
-            log.info("tunnel to %s (%s) is up", self.peer.name, address)
-            return
-        raise failure or ConnectError("no_address", "its DNS answer had no IPv4 address")
-
-    async def _connect_to(self, address: IPv4Address) -> None:
-        ports = await find_ports(self.peer, address, self.resolver)
-        self.address = address
-        for seconds in CONFIRM_SECONDS:
-            datagram, session = await self._connector.session(self.peer, ports, self._note_progress)
-            self._drop_tunnel()
-            self._alive.clear()
-            self._engine.send_datagram(datagram, ports.tunnel)
-            self.tid = session.tid
-            hello = control.encode([control.Hello(control.PROTOCOL_VERSION, 0, self._mtu)], self._own)
-            try:
-                self._engine.add_tunnel(session, self.peer.inner, ports.tunnel, first=hello)
-            finally:
-                session.erase()
-            if await self._answers(session.tid, seconds):
-                return
+    def _fail(self, why: str) -> None:
+        self.progress = None
+        self.error = why
+        self._failures += 1
+        self._not_before = self._clock() + MIN_PAUSE
+        self._retry_at = self._clock() + QUIET_RETRY_SECONDS
+        self._drop_attempt()
+        if self._replacing and self._lost is None:
+            return  # the old one serves still
         self._drop_tunnel()
-        raise ConnectError("handshake", f"no answer to the handshake from {address} port {ports.tunnel[1]}")
+        self.refuse()
+        self._failed(self)
 
-    async def _answers(self, tid: bytes, seconds: float) -> bool:
-        """Wait until a packet of the tunnel authenticates.
-
-        A PQConnect peer does not know the hello, but its kernel answers an echo; one that comes while it still works
-        on the handshake is lost, so a few are sent.
-        """
-        deadline = self._clock() + seconds
-        while (left := deadline - self._clock()) > 0:
-            self._engine.send_inner(tid, echo_request(self._own))
+    async def _connect(self) -> None:
+        """Attempts until one comes to something. Raises ConnectError."""
+        patience = DIRECT_PATIENCE if self.allows_direct else GIVE_UP_SECONDS
+        backoff = Backoff(self._clock(), RETRY_PATIENCE if self._failures else patience)
+        avoid: list[IPv4Address | IPv6Address] = []
+        for number in count():
+            begun = self._clock()
             try:
-                await asyncio.wait_for(self._alive.wait(), min(left, ECHO_SECONDS))
+                await self._handshake(avoid, CONFIRM_SECONDS[min(number, len(CONFIRM_SECONDS) - 1)])
+            except ConnectError as error:
+                pause = backoff.pause(self._clock()) if self._worth_repeating(error) else None
+                if pause is None:
+                    raise
+            else:
+                return
+            await self._wait(pause, max(begun + MIN_PAUSE - self._clock(), 0.0))
+
+    def _worth_repeating(self, error: ConnectError) -> bool:
+        """Silence may end. What a server says may too, where there was a tunnel: it is being restarted."""
+        return error.reason in ("no_answer", "handshake") or (error.reason == "network" and self.peer.proven)
+
+    async def _wait(self, pause: float, least: float) -> None:
+        """Wait until the next attempt, which a packet that a program sends brings forward."""
+        self._kick.clear()
+        if self.upkeep is None or self._tickets:
+            self._engine.hold(self.peer.inner, report=True)
+        await asyncio.sleep(least)
+        try:
+            async with asyncio.timeout(max(pause - least, 0.0)):
+                await self._kick.wait()
+        except TimeoutError:
+            pass
+
+    async def _handshake(self, avoid: list[IPv4Address | IPv6Address], seconds: float) -> None:
+        """One handshake, and its tunnel if it is answered. Raises ConnectError."""
+        contact = await self._connector.contact(self.peer, self.resolver, avoid=avoid, on_progress=self._note_progress)
+        session = contact.session
+        ticket = Ticket(session, self._clock())
+        attempt = _Attempt(ticket, contact.address, standby=self.upkeep is not None or bool(self._tickets))
+        self._attempt = attempt
+        self.address = contact.address
+        hello = self._own.hello(self._tickets.resumptions(attempt.tid))
+        try:
+            self._engine.send_datagram(contact.datagram, contact.tunnel)
+            self._index[attempt.tid] = self
+            self._engine.add_tunnel(session, self.peer.inner, contact.tunnel, first=hello, standby=attempt.standby)
+        finally:
+            session.erase()
+        try:
+            answered = await self._answers(attempt, hello, seconds)
+        except BaseException:
+            self._drop_attempt()
+            raise
+        if not answered:
+            self._drop_attempt()
+            avoid.append(contact.address)
+            raise ConnectError(
+                "handshake", f"no answer to the handshake from {contact.address} port {contact.tunnel[1]}"
+            )
+        self._attempt = None
+        self._take(attempt)
+
+    async def _answers(self, attempt: _Attempt, hello: bytes, seconds: float) -> bool:
+        """Wait for the peer's first packet, or where its tunnels can be continued for its hello.
+
+        The server answers the hello once it has moved the tunnel to its old address; what programs send must not come
+        there before. A PQConnect peer does not know the hello, but its kernel answers an echo; one that comes while it
+        still works on the handshake is lost, so a few are sent.
+        """
+        resuming = bool(self._tickets)
+        begin = self._clock()
+        # One that answers echoes and no hello is no pqtun any more, or has lost several of them.
+        while (left := begin + seconds * (1 + (resuming and attempt.alive)) - self._clock()) > 0:
+            if attempt.hello is not None or (attempt.alive and not resuming):
+                return True
+            for tid in {attempt.tid, self.tid or attempt.tid}:
+                self._engine.send_inner(tid, echo_request(self._own.address))
+            if resuming and self._clock() > begin:
+                self._engine.send_inner(attempt.tid, hello)
+            attempt.event.clear()
+            try:
+                async with asyncio.timeout(min(left, NUDGE_SECONDS)):
+                    await attempt.event.wait()
             except TimeoutError:
                 continue
-            return True
-        return False
+        return attempt.alive
+
+    def _take(self, attempt: _Attempt) -> None:
+        """The new tunnel is up."""
+        self.error, self._failures = None, 0
+        if self.upkeep is not None and not self._tickets and self._works_again(self.upkeep.tid):
+            # The way there was interrupted, and connections live in the old tunnel only.
+            self._remove(attempt.tid)
+            attempt.ticket.erase()
+            self._lost = None
+            self.upkeep.recovered()
+            return
+        if attempt.standby:
+            self._engine.move_tunnel(attempt.tid, self.peer.inner)
+        continued = bool(self._tickets)
+        self._drop_tunnel()
+        self._forget_tickets()
+        self._ticket = attempt.ticket
+        self.upkeep = Upkeep(attempt.tid, attempt.address, self._engine, self._own, self._clock)
+        if attempt.hello is not None:
+            self.upkeep.introduced(attempt.hello)
+            self._keep_ticket(attempt.hello)
+        log.info("tunnel to %s (%s) is up%s", self.peer.name, attempt.address, " again" if continued else "")
+
+    def _works_again(self, tid: bytes) -> bool:
+        return any(self._heard_since_lost(tunnel) for tunnel in self._engine.stats().tunnels if tunnel.tid == tid)
+
+    def _keep_ticket(self, hello: control.Hello) -> None:
+        if hello.features & control.FEATURE_RESUME and self._ticket is not None:
+            self._tickets.keep(self._ticket)
+            self._ticket = None
+
+    def _forget_tickets(self) -> None:
+        self._tickets.erase()
+        if self._ticket is not None:
+            self._ticket.erase()
+            self._ticket = None
+
+    def _drop_attempt(self) -> None:
+        """Forget a handshake that nobody answered here; the server may have heard it all the same."""
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            self._remove(attempt.tid)
+            if self._tickets:
+                self._tickets.keep(attempt.ticket)
+            else:
+                attempt.ticket.erase()
 
     def _drop_tunnel(self) -> None:
-        if self.tid is not None:
-            self._engine.remove_tunnel(self.tid)
-            self.tid = None
+        if self.upkeep is not None:
+            self._remove(self.upkeep.tid)
+        self.upkeep, self._lost, self._replacing = None, None, False
+
+    def _remove(self, tid: bytes) -> None:
+        self._engine.remove_tunnel(tid)
+        self._index.pop(tid, None)
 
     def _note_progress(self, verified: int, total: int) -> None:
         self.progress = (verified, total)

@@ -55,7 +55,7 @@ class Liveness:
         """
         if last_received is not None and last_received > self._heard:
             self._heard = last_received
-            if self._asked is not None and last_received >= self._asked:
+            if self._asked is not None and last_received > self._asked:
                 self._asked, self._given_up = None, inf
         if self._asked is None and last_sent is not None and last_sent > self._heard:
             self._asked, self._given_up = last_sent, last_sent + self._lost_after

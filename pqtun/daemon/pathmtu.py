@@ -32,6 +32,11 @@ class PathMtu:
         """Bytes of the largest inner packet that is worth sending."""
         return self._sizes[self._at]
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether a probe has not come back yet: a small packet then tells whether anything does."""
+        return self._sent > 1
+
     def answered(self, size: int, now: float) -> None:
         """A probe of ``size`` bytes has come back."""
         if size == self._sizes[self._trying]:
