@@ -21,7 +21,8 @@ class Conditions:
     delay: float = 0.0  # one way
     loss: float = 0.0  # share
     burst: int = 0  # packets lost in a row, again and again ...
-    burst_every: int = 0  # ... after so many that were not (0: never)
+    burst_every: int = 0  # ... after so many that were not (0: never) ...
+    burst_for: float = 0.5  # ... or fewer in so much time: else TCP would wait ever longer between what it sends
     reorder: float = 0.0  # share that ...
     reorder_by: float = 0.003  # ... is held back for so long
     duplicate: float = 0.0  # share
@@ -35,7 +36,7 @@ class Conditions:
         for name in ("loss", "reorder", "duplicate", "corrupt"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is no share: {getattr(self, name)}")
-        for name in ("delay", "burst", "burst_every", "reorder_by", "rate", "queue", "largest"):
+        for name in ("delay", "burst", "burst_every", "burst_for", "reorder_by", "rate", "queue", "largest"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is negative: {getattr(self, name)}")
 
@@ -53,11 +54,12 @@ class Direction:
         self._serial = 0
         self._free_at = 0.0  # when the rate has passed all that entered
         self._to_lose = 0
+        self._burst_end = float("inf")
         self._since_burst = 0
 
     def lose_next(self, count: int) -> None:
-        """The next `count` packets that enter are lost."""
-        self._to_lose = count
+        """The next `count` packets that enter are lost, however long it takes."""
+        self._to_lose, self._burst_end = count, float("inf")
 
     @property
     def next_arrival(self) -> float | None:
@@ -108,15 +110,15 @@ class Direction:
             return "cut"
         if conditions.largest and len(packet) > conditions.largest:
             return "too_large"
-        if self._to_lose:
-            self._to_lose -= 1
-            return "burst"
         if conditions.burst_every:
             self._since_burst += 1
             if self._since_burst > conditions.burst_every:
                 self._since_burst = 0
-                self._to_lose = max(0, conditions.burst - 1)
-                return "burst" if conditions.burst else None
+                self._to_lose, self._burst_end = conditions.burst, now + conditions.burst_for
+        if self._to_lose and now <= self._burst_end:
+            self._to_lose -= 1
+            self._since_burst = 0
+            return "burst"
         if conditions.loss and self._dice.random() < conditions.loss:
             return "lost"
         if conditions.rate and self._free_at - now > conditions.queue:

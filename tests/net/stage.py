@@ -19,7 +19,7 @@ from typing import Any
 from pqtun.daemon.control import ask
 from pqtun.protocol.names import make_label, parse_name
 from tests.net import pqtun
-from tests.net.lab import SERVER4, SERVER6, Lab, standard_topology
+from tests.net.lab import SERVER4, SERVER6, Conditions, Lab, standard_topology
 from tests.net.pqtun import PqtunClient, PqtunServer
 from tests.net.process import LabError, Process
 
@@ -50,9 +50,9 @@ class Fetched:
 class Stage:
     """The standard topology with DNS and web servers, and pqtun ready to start on both hosts."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, conditions: Conditions | None = None) -> None:
         self.lab = lab
-        self.net = standard_topology(lab)
+        self.net = standard_topology(lab, conditions)
         self.server = PqtunServer(lab, self.net.server, lab.directory / "server")
         self.client = PqtunClient(lab, self.net.client, lab.directory / "client")
         self.announced = self.server.announce(HOST, address=SERVER4, arguments=("--address", SERVER6))

@@ -18,6 +18,7 @@ CONDITIONS = st.builds(
     loss=SHARES,
     burst=st.integers(0, 5),
     burst_every=st.integers(0, 5),
+    burst_for=st.sampled_from([0.0, 0.5]),
     reorder=SHARES,
     reorder_by=st.sampled_from([0.003, 1.0]),
     duplicate=SHARES,
@@ -154,6 +155,10 @@ def test_one_bit_is_flipped_behind_the_header() -> None:
 def test_bursts() -> None:
     path = Direction(Conditions(burst=3, burst_every=5), 1)
     assert send(path, 16) == [0, 1, 2, 3, 4, 8, 9, 10, 11, 12]
+    slow = Direction(Conditions(burst=500, burst_every=1, burst_for=0.5), 1)
+    for number in range(20):
+        slow.enter(packet(number), number / 10)
+    assert [number_of(data) for data in slow.arrived(FOREVER)] == [0, 7, 14]  # six of them in 0.5 s
     ordered = Direction(Conditions(), 1)
     ordered.lose_next(500)
     assert send(ordered, 600) == list(range(500, 600))

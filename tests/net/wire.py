@@ -41,7 +41,7 @@ class Wire:
         for ns, device in ends:
             lab.run(ns, "ip", "link", "set", device, "txqueuelen", _DEVICE_QUEUE)
 
-    def set(self, towards: Sequence[str] = ("a", "b"), **conditions: float) -> None:
+    def set(self, towards: Sequence[str] = ("a", "b"), /, **conditions: float) -> None:
         """Change some of the Conditions, by name; in force when this returns."""
         self._order({"set": conditions, "towards": list(towards)})
 
