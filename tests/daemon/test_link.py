@@ -68,7 +68,7 @@ class World:
             Own(OWN, 1396, 1),
             now,
             index=self.index,
-            failed=self._failed,  # type: ignore[arg-type]
+            failed=self._failed,
         )
 
     def _failed(self, _link: Link) -> None:
@@ -79,7 +79,7 @@ class World:
     async def contact(
         self, known: Peer, resolver: object, *, avoid: object = (), on_progress: object = None
     ) -> Contact:
-        self.log.append(("contact", tuple(avoid)))  # type: ignore[call-overload]
+        self.log.append(("contact", tuple(avoid)))
         await asyncio.sleep(0.01)
         if self.error is not None:
             raise self.error
@@ -87,7 +87,7 @@ class World:
         if not addresses or not self.reachable:
             await asyncio.sleep(10)
             raise ConnectError("no_answer", "the key server does not answer")
-        address = min(addresses, key=lambda address: address in avoid)  # type: ignore[operator]
+        address = min(addresses, key=lambda address: address in avoid)
         self.sessions += 1
         tid, secret = bytes([self.sessions]) * 32, bytes([self.sessions + 100]) * 32
         self.secrets[tid] = secret
@@ -173,7 +173,7 @@ class World:
                 case control.Hello():
                     self._deliver(tid, lambda: self.link.introduced(tid, SERVER_HELLO))
                 case control.Ping(data):
-                    self._deliver(tid, lambda data=data: self.link.answered(tid, data))  # type: ignore[misc]
+                    self._deliver(tid, lambda data=data: self.link.answered(tid, data))
         self.inner_of.setdefault(tid, self.sessions)
 
     def _deliver(self, tid: bytes, action: Callable[[], None]) -> None:
@@ -349,10 +349,10 @@ def test_the_address_that_did_not_answer_comes_last() -> None:
     async def scenario() -> None:
         world = World()
         real = world._serve
-        world._serve = lambda tid, packet: None  # type: ignore[method-assign]
+        world._serve = lambda tid, packet: None
         world.link.want()
         await asyncio.sleep(4.5)
-        world._serve = real  # type: ignore[method-assign]
+        world._serve = real
         await world.until(lambda: world.link.state == "up")
         assert [entry[1] for entry in world.log if entry[0] == "contact"][:3] == [(), (FIRST,), (FIRST, SECOND)]
 
@@ -404,9 +404,9 @@ def test_silence_on_traffic_brings_a_new_tunnel_within_ten_seconds() -> None:
         world = World()
         await world.up()
         old = world.link.tid
-        world._serve = lambda tid, packet: World._serve(world, tid, packet) if tid != old else None  # type: ignore[method-assign]
+        world._serve = lambda tid, packet: World._serve(world, tid, packet) if tid != old else None
         deliver = world._deliver
-        world._deliver = lambda tid, action: None if tid == old else deliver(tid, action)  # type: ignore[method-assign]
+        world._deliver = lambda tid, action: None if tid == old else deliver(tid, action)
         begin = now()
         await world.run(12, packets=0.5)
         assert world.link.tid not in (old, None)
@@ -436,7 +436,7 @@ def test_nothing_of_a_program_goes_before_the_server_has_moved_the_tunnel() -> N
             else:
                 real(tid, packet)
 
-        world._serve = serve  # type: ignore[method-assign]
+        world._serve = serve
         world.link.want()
         await world.until(lambda: ("add", 2, True) in world.log)
         await asyncio.sleep(0.1)
@@ -470,11 +470,11 @@ def test_an_attempt_that_only_the_server_knows_of_is_continued_too() -> None:
         await world.up()
         world.die()
         deliver = world._deliver
-        world._deliver = lambda tid, action: None  # type: ignore[method-assign]
+        world._deliver = lambda tid, action: None
         world.link.want()
         await world.until(lambda: ("remove", 2) in world.log)
         assert world.inner_of == {b"\2" * 32: 1}
-        world._deliver = deliver  # type: ignore[method-assign]
+        world._deliver = deliver
         await world.until(lambda: world.link.state == "up")
         assert world.inner_of == {world.link.tid: 1}
         assert len(world.tunnels) == 1
@@ -525,7 +525,7 @@ def test_pqconnect_after_a_restart() -> None:
         await world.up()
         old = world.link.tid
         deliver = world._deliver
-        world._deliver = lambda tid, action: None if tid == old else deliver(tid, action)  # type: ignore[method-assign]
+        world._deliver = lambda tid, action: None if tid == old else deliver(tid, action)
         await world.run(liveness.PATIENT_LOST_SECONDS + 5, packets=1)
         assert world.link.tid == b"\2" * 32
         assert list(world.tunnels) == [b"\2" * 32]
@@ -570,11 +570,11 @@ def test_a_hint_or_a_new_address_is_followed_at_once() -> None:
         world.tunnels[world.link.tid or b""].last_received = now()
         old = world.link.tid
         deliver = world._deliver
-        world._deliver = lambda tid, action: None if tid == old else deliver(tid, action)  # type: ignore[method-assign]
+        world._deliver = lambda tid, action: None if tid == old else deliver(tid, action)
         world.link.suspect(path=False)
         await world.run(liveness.SUSPECT_SECONDS + 2)
         assert world.link.tid == b"\2" * 32
-        world._deliver = deliver  # type: ignore[method-assign]
+        world._deliver = deliver
         for _ in range(10):
             world.link.suspect(path=True)
             await world.run(3)
@@ -639,7 +639,7 @@ def test_a_path_that_drops_large_packets_is_lived_with() -> None:
         world = World()
         await world.up()
         send = world.send_inner
-        world.send_inner = lambda tid, packet: send(tid, packet) if len(packet) <= 1200 else None  # type: ignore[method-assign]
+        world.send_inner = lambda tid, packet: send(tid, packet) if len(packet) <= 1200 else None
         assert world.link.upkeep is not None
         world.link.suspect(path=True)
         await world.run(30)
@@ -670,7 +670,7 @@ def test_give_up_and_close_leave_nothing_behind() -> None:
 def test_an_internal_error_is_logged_and_ends_the_attempt(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         world = World()
-        world.error = ValueError("a defect")  # type: ignore[assignment]
+        world.error = ValueError("a defect")
         world.link.want()
         await world.until(lambda: world.link.state == "failed")
         assert world.link.error == "internal error (ValueError)"
