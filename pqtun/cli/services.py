@@ -11,12 +11,19 @@ from pqtun.pump import offload
 _HELP = {
     "address": ("ADDRESS/LENGTH", "own private address and subnet"),
     "deliver_to": ("IP", "local address that clients' packets are delivered to, in place of the own private one"),
+    "direct_minutes": ("N", "how long a server that failed is reached directly, where --failure allows it"),
     "engine": ("NAME", "packet engine: auto, native or python"),
+    "failure": (
+        "NAMES=block|direct,...",
+        "servers that no tunnel can be made to: whether lookups may then get the real address, by name (else: block)",
+    ),
+    "handshakes_per_prefix": ("N", "handshakes a second from one network (IPv4 /24, IPv6 /56)"),
+    "handshakes_per_second": ("N", "handshakes a second in all"),
     "incoming": ("block|allow", "whether servers may begin connections to this host through their tunnel"),
     "interface": ("NAME", "name of the TUN interface"),
     "key_port": ("N", "UDP port of the key server"),
     "keys": ("DIR", "key directory"),
-    "mtu": ("N", "bytes of the largest packet inside a tunnel"),
+    "mtu": ("auto|N", "bytes of the largest packet inside a tunnel; auto: what the way to the Internet carries"),
     "offload": ("auto|off|NAMES", f"what the native engine leaves to the kernel: {','.join(offload.NAMES)}"),
     "port": ("N", "UDP port"),
     "run": ("DIR", "directory of pid file and control socket"),
@@ -40,7 +47,7 @@ def add_parsers(commands: Any) -> None:
             parser.add_argument(
                 f"--{name.replace('_', '-')}",
                 metavar=metavar,
-                help=text if default is None else f"{text} ({default})",
+                help=text if default in (None, ()) else f"{text} ({default})",
             )
         parser.add_argument(
             "--config", metavar="FILE", type=options.PATH, help=f"configuration file ({settings.CONFIG_FILE})"

@@ -8,8 +8,10 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from pqtun.daemon.policy import RuleError, Rules, parse_rules
 from pqtun.protocol.constants import CLIENT_ADDRESS, CLIENT_PORT, KEY_SERVER_PORT, SERVER_ADDRESS, SERVER_PORT
 from pqtun.protocol.errors import UserError
+from pqtun.pump.limits import HANDSHAKES_PER_PREFIX, HANDSHAKES_PER_SECOND
 from pqtun.pump.offload import ALL, Offload
 from pqtun.pump.offload import parse as parse_offload
 
@@ -19,13 +21,15 @@ RUN_DIRECTORY: Final = Path("/run/pqtun")
 STATE_DIRECTORY: Final = Path("/var/lib/pqtun")
 USER: Final = "pqtun"
 
-# 1500 (Ethernet) less IPv6 40, UDP 8 and our own 56: fits both outer IP versions without fragments.
-MTU: Final = 1396
 MIN_MTU: Final = 576  # RFC 791: what every IPv4 host must take
 MAX_MTU: Final = 4040  # PQConnect reads datagrams of up to 4096 bytes, 56 of them overhead
 
 # RFC 1122 section 3.2.1.3, RFC 1112: this network, the loopback, multicast and what is reserved.
 _NOT_FOR_HOSTS: Final = tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3")))
+
+# TOML as far as it takes to find a line again: the beginning of a table's header, and one part of a dotted key.
+_HEADER: Final = re.compile(r"\s*\[{1,2}")
+_KEY: Final = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([A-Za-z0-9_-]+))\s*""")
 
 _CLIENT_INTERFACE: Final = IPv4Interface(CLIENT_ADDRESS)
 _SERVER_INTERFACE: Final = IPv4Interface(SERVER_ADDRESS)
@@ -33,6 +37,9 @@ _SERVER_INTERFACE: Final = IPv4Interface(SERVER_ADDRESS)
 INCOMING: Final = ("block", "allow")
 ENGINES: Final = ("auto", "native", "python")
 MAX_WORKERS: Final = 64
+MAX_DIRECT_MINUTES: Final = 24 * 60
+MIN_HANDSHAKES: Final = 4  # sources that nobody expects get a quarter
+MAX_HANDSHAKES: Final = 1_000_000  # a second: more than any machine can do
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +50,7 @@ class CommonSettings:
     workers: int | None = None  # one a core
     offload: Offload = ALL
     user: str = USER
-    mtu: int = MTU
+    mtu: int | None = None  # what the default route carries
     run: Path = RUN_DIRECTORY
 
 
@@ -56,6 +63,8 @@ class ClientSettings(CommonSettings):
     interface: str = "pqtcli0"
     state: Path = STATE_DIRECTORY
     incoming: str = "block"
+    direct_minutes: int = 10
+    failure: Rules = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +77,8 @@ class ServerSettings(CommonSettings):
     address: IPv4Interface = _SERVER_INTERFACE
     interface: str = "pqtsrv0"
     deliver_to: IPv4Address | None = None
+    handshakes_per_second: int = HANDSHAKES_PER_SECOND
+    handshakes_per_prefix: int = HANDSHAKES_PER_PREFIX
 
 
 Settings = TypeVar("Settings", ClientSettings, ServerSettings)
@@ -107,12 +118,9 @@ def address(value: object) -> IPv4Address:
         raise ValueError("write an IPv4 address, such as 192.0.2.7") from None
 
 
-def mtu(value: object) -> int:
-    """Bytes of the largest inner packet. Raises ValueError."""
-    number = _integer(value)
-    if not MIN_MTU <= number <= MAX_MTU:
-        raise ValueError(f"the MTU is a number from {MIN_MTU} to {MAX_MTU}")
-    return number
+def mtu(value: object) -> int | None:
+    """Bytes of the largest inner packet; None for ``auto``. Raises ValueError."""
+    return _auto_or_number(value, MIN_MTU, MAX_MTU)
 
 
 def engine(value: object) -> str:
@@ -124,10 +132,17 @@ def engine(value: object) -> str:
 
 def workers(value: object) -> int | None:
     """Threads of the native engine; None for ``auto``. Raises ValueError."""
-    number = None if value == "auto" else _integer(value)
-    if number is not None and not 1 <= number <= MAX_WORKERS:
-        raise ValueError(f"write auto, or a number from 1 to {MAX_WORKERS}")
-    return number
+    return _auto_or_number(value, 1, MAX_WORKERS)
+
+
+def direct_minutes(value: object) -> int:
+    """For how long a server that failed is reached directly. Raises ValueError."""
+    return _number(value, 1, MAX_DIRECT_MINUTES)
+
+
+def handshakes(value: object) -> int:
+    """How many handshakes a second. Raises ValueError."""
+    return _number(value, MIN_HANDSHAKES, MAX_HANDSHAKES)
 
 
 def offload(value: object) -> Offload:
@@ -164,6 +179,20 @@ def path(value: object) -> Path:
     return Path(value).absolute()
 
 
+def _auto_or_number(value: object, least: int, most: int) -> int | None:
+    try:
+        return None if value == "auto" else _number(value, least, most)
+    except ValueError:
+        raise ValueError(f"write auto, or a number from {least} to {most}") from None
+
+
+def _number(value: object, least: int, most: int) -> int:
+    number = _integer(value)
+    if not least <= number <= most:
+        raise ValueError(f"write a number from {least} to {most}")
+    return number
+
+
 def _integer(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError("write a whole number")
@@ -176,7 +205,11 @@ def _integer(value: object) -> int:
 PARSERS: Final[Mapping[str, Callable[[object], Any]]] = {
     "address": subnet,
     "deliver_to": address,
+    "direct_minutes": direct_minutes,
     "engine": engine,
+    "failure": parse_rules,
+    "handshakes_per_prefix": handshakes,
+    "handshakes_per_second": handshakes,
     "incoming": incoming,
     "interface": interface,
     "key_port": port,
@@ -206,15 +239,11 @@ def load(section: str, config: Path | None, flags: Mapping[str, object]) -> tupl
     values: dict[str, object] = dict(_read_file(section, config))
     for name, value in flags.items():
         if value is not None:
-            values[name] = _parsed(name, value, f"--{name.replace('_', '-')}")
+            try:
+                values[name] = PARSERS[name](value)
+            except ValueError as error:
+                raise UserError(f"--{name.replace('_', '-')} {value}: {error}") from None
     return kind(**values), frozenset(values)  # type: ignore[arg-type]
-
-
-def _parsed(name: str, value: object, where: str) -> object:
-    try:
-        return PARSERS[name](value)
-    except ValueError as error:
-        raise UserError(f"{where} {value}: {error}") from None
 
 
 def _read_file(section: str, config: Path | None) -> dict[str, object]:
@@ -233,17 +262,24 @@ def _read_file(section: str, config: Path | None) -> dict[str, object]:
         raise UserError(f"{file}: {_lowered(str(error))}") from None
     values: dict[str, object] = {}
     for name, table in document.items():
+        where = f"{file}, line {_line(text, name)}"
         if name not in SECTIONS:
             sections = " and ".join(f"[{known}]" for known in SECTIONS)
-            raise UserError(f"{file}, line {_line(text, None, name)}: unknown name {name!r}; there are {sections}")
+            raise UserError(f"{where}: unknown name {name!r}; there are {sections}")
         if not isinstance(table, dict):
-            raise UserError(f"{file}, line {_line(text, None, name)}: {name} is a section; write [{name}]")
+            raise UserError(f"{where}: {name} is a section; write [{name}]")
         known = option_names(SECTIONS[name])
         for option, value in table.items():
             where = f"{file}, line {_line(text, name, option)}"
             if option not in known:
                 raise UserError(f"{where}: unknown option {option!r} in [{name}]; there are {', '.join(known)}")
-            parsed = _parsed(option, value, f"{where}: {option} =")
+            try:
+                parsed = PARSERS[option](value)
+            except RuleError as error:
+                line = _line(text, name, option, error.pattern)
+                raise UserError(f"{file}, line {line}: {error.pattern!r}: {error}") from None
+            except ValueError as error:
+                raise UserError(f"{where}: {option} = {value}: {error}") from None
             if name == section:
                 values[option] = parsed
     return values
@@ -253,20 +289,30 @@ def _lowered(sentence: str) -> str:
     return sentence[:1].lower() + sentence[1:]
 
 
-def _line(text: str, section: str | None, name: str) -> int:
-    """The line on which an option (or, without ``section``, a section or top-level name) stands; tomllib keeps none."""
-    current: str | None = None
+def _line(text: str, *path: str) -> int:
+    """The line on which a section, an option or a table's key stands, or what is around it; tomllib keeps none."""
+    best, depth = 1, 0
+    table: tuple[str, ...] = ()
     for number, line in enumerate(text.splitlines(), 1):
-        header = re.match(r"\s*\[+\s*[\"']?([^\]\"']+?)[\"']?\s*\]", line)
+        header = _HEADER.match(line)
         if header:
-            current = header[1]
-            if section is None and (current == name or current.startswith(f"{name}.")):
-                return number
-            if section is not None and current == f"{section}.{name}":
-                return number
-        key = re.match(r"\s*[\"']?([^\s\"'=.]+)[\"']?\s*[.=]", line)
-        if key and key[1] == name and current == section:
+            place = table = _keys(line[header.end() :], "]")
+        else:
+            place = (*table, *keys) if (keys := _keys(line, "=")) else ()
+        if place[: len(path)] == path:
             return number
-        if key and section is not None and current is None and re.match(rf"\s*{section}\s*[.=]", line):
-            return number  # an inline table or a dotted key
-    return 1
+        if len(place) > depth and place == path[: len(place)]:
+            best, depth = number, len(place)
+    return best
+
+
+def _keys(text: str, end: str) -> tuple[str, ...]:
+    """The dotted key that a text begins with; nothing if ``end`` does not follow it."""
+    keys: list[str] = []
+    while (key := _KEY.match(text)) is not None:
+        keys.append(key[1] or key[2] or key[3] or "")
+        text = text[key.end() :]
+        if not text.startswith("."):
+            return tuple(keys) if text.startswith(end) else ()
+        text = text[1:]
+    return ()

@@ -121,7 +121,11 @@ def test_announce_json_with_ports(run, public_keys):
         (["status", "other"], 2, "invalid choice"),
         (["unknown"], 2, "invalid choice"),
         ([], 2, "required"),
-        (["client", "--mtu", "1"], 1, "--mtu 1: the MTU is a number"),
+        (["client", "--mtu", "1"], 1, "--mtu 1: write auto, or a number from 576 to 4040"),
+        (["client", "--failure", "*.a=direct,b"], 1, "--failure *.a=direct,b: choose one of block, direct"),
+        (["client", "--direct-minutes", "0"], 1, "--direct-minutes 0: write a number from 1 to 1440"),
+        (["server", "--handshakes-per-second", "x"], 1, "--handshakes-per-second x: write a whole number"),
+        (["server", "--handshakes-per-prefix", "3"], 1, "--handshakes-per-prefix 3: write a number from 4 to 1000000"),
         (["server", "--address", "10.0.0.1"], 1, "--address 10.0.0.1: the prefix length"),
         (["server", "--config", "/nonexistent.toml"], 1, "/nonexistent.toml: no such file"),
     ],
@@ -133,6 +137,22 @@ def test_bad_arguments_get_a_clear_message(run, public_keys, arguments, code, me
     assert (found, out) == (code, "")
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("command", "lines"),
+    [
+        ("client", ["--mtu auto|N", "--direct-minutes N", "(10)", "--failure NAMES=block|direct,..."]),
+        ("server", ["--mtu auto|N", "--handshakes-per-second N", "(2000)", "--handshakes-per-prefix N", "(100)"]),
+    ],
+)
+def test_help_names_the_options_and_their_defaults(run, command, lines):
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    for line in lines:
+        assert line in out
+    assert "None" not in out
+    assert "()" not in out
 
 
 def test_announce_without_keys(run, tmp_path):

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pqtun.daemon import settings
+from pqtun.daemon.policy import Rule
 from pqtun.protocol.errors import UserError
 from pqtun.pump.offload import NONE
 from pqtun.pump.offload import parse as parse_offload
@@ -36,12 +37,13 @@ def test_defaults():
 
 
 def test_file_and_flags(config):
-    file = config('[client]\nport = 1000\nmtu = 1200\n[server]\nport = 2000\ndeliver_to = "192.0.2.9"\n')
+    file = config('[client]\nport = 1000\nmtu = 1200\n[server]\nmtu = "auto"\nport = 2000\ndeliver_to = "192.0.2.9"\n')
     client, chosen = settings.load("client", file, {"port": "1001", "state": None})
     assert (client.port, client.mtu) == (1001, 1200)
     assert chosen == {"port", "mtu"}
     server, _ = settings.load("server", file, {"address": "10.9.0.1/24"})
     assert server.deliver_to == IPv4Address("192.0.2.9")
+    assert server.mtu is None
     assert server.address == IPv4Interface("10.9.0.1/24")
 
 
@@ -88,10 +90,10 @@ def test_offload_and_workers(config):
         ('[client]\naddress = "224.0.0.1/8"\n', "choose a private network"),
         ('[client]\naddress = "0.0.0.1/8"\n', "choose a private network"),
         ('[client]\naddress = "127.7.0.1/16"\n', "choose a private network"),
-        ("[client]\nmtu = 100\n", "the MTU is a number from 576 to 4040"),
+        ("[client]\nmtu = 100\n", "line 2: mtu = 100: write auto, or a number from 576 to 4040"),
         ('[client]\nengine = "fast"\n', "choose one of auto, native, python"),
         ("[client]\nworkers = 0\n", "line 2: workers = 0: write auto, or a number from 1 to 64"),
-        ('[client]\nworkers = "many"\n', "line 2: workers = many: write a whole number"),
+        ('[client]\nworkers = "many"\n', "line 2: workers = many: write auto, or a number from 1 to 64"),
         ('[client]\noffload = "on"\n', "line 2: offload = on: choose auto, off, or some of tun-tso, "),
         ("[client]\noffload = true\n", "line 2: offload = True: choose auto"),
         ('[client]\noffload = [["udp-gso"]]\n', "choose auto"),
@@ -103,6 +105,22 @@ def test_offload_and_workers(config):
         ('[client]\nstate = ""\n', "write a path"),
         ('[server]\ndeliver_to = "::1"\n', "line 2: deliver_to = ::1: write an IPv4 address"),
         ("[client\nport = 1\n", "line 1"),
+        ("[client]\ndirect_minutes = 0\n", "line 2: direct_minutes = 0: write a number from 1 to 1440"),
+        ("[server]\nhandshakes_per_second = 3\n", "line 2: handshakes_per_second = 3: write a number from 4 to"),
+        ("[server]\nhandshakes_per_prefix = '1'\n", "line 2: handshakes_per_prefix = 1: write a number from 4 to"),
+        ("[server.failure]\n", "line 1: unknown option 'failure' in [server]"),
+        ("[client]\nfailure = 1\n", "line 2: failure = 1: write name patterns with what to do"),
+        ("[client]\nfailure = 'direct'\n", "line 2: 'direct': choose one of block, direct"),
+        ("[client.failure]\n'a' = 'block'\n\n '*.b.c' = 'drop'\n", "line 4: '*.b.c': choose one of block, direct"),
+        ('[client.failure]\n"a" = "block"\n"b" = 1\n', "line 3: 'b': choose one of block, direct"),
+        ("[client.failure]\na.b = 'block'\n", "line 2: 'a': write the pattern in quotes"),
+        ("[client.failure]\n'a b' = 'block'\n", "line 2: 'a b': a name pattern has letters"),
+        ("[client.failure]\n'' = 'block'\n", "line 2: '': a name pattern has letters"),
+        ("[client.failure]\n'é' = 'block'\n", "line 2: 'é': a name pattern has letters"),
+        ("[client]\nport = 1\nfailure = { 'a' = 'x' }\n", "line 3: 'a': choose one of"),
+        ("[client]\nport = 1\nfailure.'*.a' = 'x'\n", "line 3: '*.a': choose one of"),
+        ("\nclient = { failure = { 'a' = 'x' } }\n", "line 2: 'a': choose one of"),
+        ("[server]\nport = 1\n[client.failure]\n'port' = 'x'\n", "line 4: 'port': choose one of"),
     ],
 )
 def test_bad_files(config, text, message):
@@ -111,6 +129,25 @@ def test_bad_files(config, text, message):
     assert message in str(caught.value)
     assert "pqtun.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_failure_policy(config):
+    text = '[client]\ndirect_minutes = 3\n[client.failure]\n"Bank.example.net." = "block"\n"*.example.net" = "direct"\n'
+    client, chosen = settings.load("client", config(text), {})
+    assert (client.direct_minutes, chosen) == (3, {"direct_minutes", "failure"})
+    assert client.failure == (Rule("bank.example.net", "block"), Rule("*.example.net", "direct"))
+    client, _ = settings.load("client", config(text), {"failure": "a.b = block, *=direct", "direct_minutes": "60"})
+    assert (client.failure, client.direct_minutes) == ((Rule("a.b", "block"), Rule("*", "direct")), 60)
+    assert settings.ClientSettings().failure == ()
+
+
+def test_handshake_limits(config):
+    server, _ = settings.load(
+        "server", config("[server]\nhandshakes_per_second = 40\n"), {"handshakes_per_prefix": "4"}
+    )
+    assert (server.handshakes_per_second, server.handshakes_per_prefix) == (40, 4)
+    defaults = settings.ServerSettings()
+    assert (defaults.handshakes_per_second, defaults.handshakes_per_prefix) == (2000, 100)
 
 
 def test_files_that_cannot_be_read(tmp_path):
