@@ -4,11 +4,12 @@
 //! packets, and packets of one flow keep their order: what cannot join the run of its flow ends it.
 
 use super::checksum::{complement, fold, minus, sum};
+use super::flow::{flow_of, Candidate, Flow, Place, ENDS_RUN, TCP_FLAGS_AT};
 use super::inner::{Delivery, Kind};
-use super::segment::{VnetHeader, GSO_TCPV4, GSO_UDP_L4, NEEDS_CSUM, VNET_HEADER_BYTES};
+use super::segment::{VnetHeader, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VNET_HEADER_BYTES};
 use super::{
-    long, put, word, DONT_FRAGMENT, FRAGMENT_OFFSET, IPV4_HEADER_BYTES, MORE_FRAGMENTS, TCP, TCP_CHECKSUM_AT,
-    TCP_HEADER_BYTES, UDP, UDP_CHECKSUM_AT, UDP_HEADER_BYTES,
+    long, put, word, DONT_FRAGMENT, IPV4_HEADER_BYTES, IPV6_HEADER_BYTES, TCP, TCP_CHECKSUM_AT, TCP_HEADER_BYTES, UDP,
+    UDP_CHECKSUM_AT,
 };
 
 /// Runs and packets that are held at most before the caller writes them and clears.
@@ -17,52 +18,15 @@ pub const MOST_PACKETS: usize = 1024;
 /// Packets in one run at most: a writev of as many pieces, and as many segments as the kernel accepts of UDP.
 pub const MOST_PIECES: usize = 64;
 const MOST_BYTES: usize = 65535;
-const MOST_HEADER_BYTES: usize = IPV4_HEADER_BYTES + 60;
+const MOST_HEADER_BYTES: usize = IPV6_HEADER_BYTES + 60;
 const HEAD_BYTES: usize = VNET_HEADER_BYTES + MOST_HEADER_BYTES;
 /// A power of two. Two flows that meet in one slot only join less.
 const SLOTS: usize = 512;
 const NONE: u16 = u16::MAX;
 
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const PSH: u8 = 0x08;
-const URG: u8 = 0x20;
-const CWR: u8 = 0x80;
-const ENDS_RUN: u8 = FIN | PSH;
-const NEVER_JOINS: u8 = SYN | RST | URG | CWR;
-const TCP_FLAGS_AT: usize = 13;
-
 /// There is no room for the packet: write what is held, clear, and add it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
-
-/// Addresses, ports and protocol.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Flow {
-    addresses: u64,
-    ports: u32,
-    protocol: u8,
-}
-
-impl Flow {
-    #[inline]
-    fn slot(&self) -> usize {
-        let ports = (u64::from(self.ports) << 8 | u64::from(self.protocol)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.addresses ^ ports).wrapping_mul(0xD6E8_FEB8_6659_FD93);
-        (mixed >> 40) as usize % SLOTS
-    }
-}
-
-/// A packet that can begin a run or join one.
-#[derive(Clone, Copy)]
-struct Candidate {
-    /// Bytes of both headers.
-    headers: usize,
-    payload: usize,
-    /// Whether nothing may come behind it in its run.
-    ends_run: bool,
-}
 
 #[derive(Clone, Copy, Debug)]
 struct Packet {
@@ -86,7 +50,7 @@ struct State {
     total: usize,
     sequence: u32,
     identification: u16,
-    /// Sums of what does not change when packets join: the IP header without its length and checksum, and the
+    /// Sums of what does not change when packets join: the IPv4 header without its length and checksum, and the
     /// pseudo-header without its length.
     ip_sum: u64,
     pseudo_sum: u64,
@@ -138,7 +102,7 @@ impl Coalescer {
         let flow = match flow_of(packet) {
             Place::Flow(flow) => flow,
             Place::Fragment => {
-                self.slots.fill(NONE); // it may belong to any flow: nothing may overtake it
+                self.slots.fill(NONE);
                 self.begin(entry, Flow::default(), None);
                 return Ok(());
             }
@@ -147,8 +111,8 @@ impl Coalescer {
                 return Ok(());
             }
         };
-        let candidate = self.candidate(packet, delivery.kind);
-        let Some(slot) = self.slots.get_mut(flow.slot()) else {
+        let candidate = Candidate::of(packet, delivery.kind, &flow, self.tso, self.uso);
+        let Some(slot) = self.slots.get_mut(flow.slot(SLOTS)) else {
             return Ok(());
         };
         let state = self.runs.get_mut(usize::from(*slot)).filter(|state| state.flow == flow);
@@ -193,16 +157,6 @@ impl Coalescer {
         self.packets.clear();
         self.runs.clear();
         self.slots.fill(NONE);
-    }
-
-    #[inline]
-    fn candidate(&self, packet: &[u8], kind: Kind) -> Option<Candidate> {
-        const AT: u16 = IPV4_HEADER_BYTES as u16;
-        match kind {
-            Kind::Tcp { transport: AT } if self.tso => tcp_candidate(packet),
-            Kind::Udp { transport: AT } if self.uso => udp_candidate(packet),
-            _ => None,
-        }
     }
 
     /// Begins a run with a packet; others can join it if it is a candidate.
@@ -264,7 +218,7 @@ impl State {
         self.headers = candidate.headers;
         self.size = candidate.payload;
         self.total = candidate.headers + candidate.payload;
-        self.sequence = long(packet, IPV4_HEADER_BYTES + 4).wrapping_add(candidate.payload as u32);
+        self.sequence = long(packet, usize::from(self.flow.ip) + 4).wrapping_add(candidate.payload as u32);
         self.identification = word(packet, 4);
     }
 
@@ -284,18 +238,13 @@ impl State {
         {
             return false;
         }
-        let (Some((ip, transport)), Some((own_ip, own_transport))) = (
-            packet.split_first_chunk::<IPV4_HEADER_BYTES>(),
-            self.own().split_first_chunk::<IPV4_HEADER_BYTES>(),
-        ) else {
+        let at = usize::from(self.flow.ip);
+        let (Some((ip, transport)), Some((own_ip, own_transport))) =
+            (packet.split_at_checked(at), self.own().split_at_checked(at))
+        else {
             return false;
         };
-        // type of service, flags, time to live; addresses and protocol are those of the flow
-        if ip[1] != own_ip[1] || ip[6..9] != own_ip[6..9] {
-            return false;
-        }
-        let next = self.identification.wrapping_add(self.count);
-        if word(ip, 6) & DONT_FRAGMENT == 0 && word(ip, 4) != next {
+        if !self.continues(ip, own_ip) {
             return false;
         }
         if self.flow.protocol == UDP {
@@ -315,6 +264,27 @@ impl State {
             && options.get(..own_options.len()) == Some(own_options)
     }
 
+    /// Whether an IP header can follow those of this run. Protocol and IPv4 addresses are those of the flow.
+    #[inline]
+    fn continues(&self, ip: &[u8], own: &[u8]) -> bool {
+        if let (Some(ip), Some(own)) = (
+            ip.first_chunk::<IPV6_HEADER_BYTES>(),
+            own.first_chunk::<IPV6_HEADER_BYTES>(),
+        ) {
+            return ip[..4] == own[..4] && ip[7..] == own[7..]; // traffic class, flow label; hop limit, addresses
+        }
+        let (Some(ip), Some(own)) = (
+            ip.first_chunk::<IPV4_HEADER_BYTES>(),
+            own.first_chunk::<IPV4_HEADER_BYTES>(),
+        ) else {
+            return false;
+        };
+        // type of service, flags, time to live
+        ip[1] == own[1]
+            && ip[6..9] == own[6..9]
+            && (word(ip, 6) & DONT_FRAGMENT != 0 || word(ip, 4) == self.identification.wrapping_add(self.count))
+    }
+
     /// Appends a packet that was accepted, and makes the headers those of the whole.
     #[inline]
     fn join(&mut self, packet: &[u8], candidate: &Candidate, index: u16) {
@@ -322,10 +292,12 @@ impl State {
             return;
         };
         let tcp = self.flow.protocol == TCP;
-        let (gso_type, checksum_at) = if tcp {
-            (GSO_TCPV4, TCP_CHECKSUM_AT)
-        } else {
-            (GSO_UDP_L4, UDP_CHECKSUM_AT)
+        let at = usize::from(self.flow.ip);
+        let ipv4 = at == IPV4_HEADER_BYTES;
+        let (gso_type, checksum_at) = match (tcp, ipv4) {
+            (true, true) => (GSO_TCPV4, TCP_CHECKSUM_AT),
+            (true, false) => (GSO_TCPV6, TCP_CHECKSUM_AT),
+            (false, _) => (GSO_UDP_L4, UDP_CHECKSUM_AT),
         };
         if self.count == 1 {
             *vnet = VnetHeader {
@@ -333,29 +305,31 @@ impl State {
                 gso_type,
                 hdr_len: self.headers as u16,
                 gso_size: self.size as u16,
-                csum_start: IPV4_HEADER_BYTES as u16,
+                csum_start: at as u16,
                 csum_offset: checksum_at as u16,
             }
             .to_bytes();
-            let ip = headers.get(..IPV4_HEADER_BYTES).unwrap_or(&[]);
+            let ip = headers.get(..at).unwrap_or(&[]);
+            let addresses = ip.get(if ipv4 { 12 } else { 8 }..).unwrap_or(&[]);
             self.ip_sum = sum(ip) + minus(word(ip, 2)) + minus(word(ip, 10));
-            self.pseudo_sum = u64::from(long(ip, 12)) + u64::from(long(ip, 16)) + u64::from(self.flow.protocol);
+            self.pseudo_sum = sum(addresses) + u64::from(self.flow.protocol);
         }
         self.last = index;
         self.count += 1;
         self.total += candidate.payload;
         self.sequence = self.sequence.wrapping_add(candidate.payload as u32);
-        let length = self.total - IPV4_HEADER_BYTES;
-        put(headers, 2, (self.total as u16).to_be_bytes());
-        put(headers, 10, complement(self.ip_sum + self.total as u64).to_be_bytes());
+        let length = self.total - at;
+        if ipv4 {
+            put(headers, 2, (self.total as u16).to_be_bytes());
+            put(headers, 10, complement(self.ip_sum + self.total as u64).to_be_bytes());
+        } else {
+            put(headers, 4, (length as u16).to_be_bytes());
+        }
         let partial = fold(self.pseudo_sum + length as u64);
-        put(headers, IPV4_HEADER_BYTES + checksum_at, partial.to_be_bytes());
+        put(headers, at + checksum_at, partial.to_be_bytes());
         if !tcp {
-            put(headers, IPV4_HEADER_BYTES + 4, (length as u16).to_be_bytes());
-        } else if let (Some(own), Some(flags)) = (
-            headers.get_mut(IPV4_HEADER_BYTES + TCP_FLAGS_AT),
-            packet.get(IPV4_HEADER_BYTES + TCP_FLAGS_AT),
-        ) {
+            put(headers, at + 4, (length as u16).to_be_bytes());
+        } else if let (Some(own), Some(flags)) = (headers.get_mut(at + TCP_FLAGS_AT), packet.get(at + TCP_FLAGS_AT)) {
             *own |= flags & ENDS_RUN;
         }
     }
@@ -398,68 +372,4 @@ impl<'a> Run<'a> {
             Some((packet.start, packet.delivery))
         })
     }
-}
-
-enum Place {
-    Flow(Flow),
-    Fragment,
-    Elsewhere,
-}
-
-/// Finds the flow of a packet, whether or not it can join others.
-#[inline]
-fn flow_of(packet: &[u8]) -> Place {
-    let Some(fixed) = packet.first_chunk::<IPV4_HEADER_BYTES>() else {
-        return Place::Elsewhere;
-    };
-    let protocol = fixed[9];
-    if protocol != TCP && protocol != UDP {
-        return Place::Elsewhere;
-    }
-    if word(fixed, 6) & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0 {
-        return Place::Fragment;
-    }
-    let [.., a, b, c, d, e, f, g, h] = *fixed;
-    Place::Flow(Flow {
-        addresses: u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-        ports: long(packet, usize::from(fixed[0] & 15) * 4),
-        protocol,
-    })
-}
-
-/// A TCP segment without IP options, with data, and with no other flags than those of a flow that runs.
-#[inline]
-fn tcp_candidate(packet: &[u8]) -> Option<Candidate> {
-    let (ip, segment) = packet.split_first_chunk::<IPV4_HEADER_BYTES>()?;
-    let transport = segment.first_chunk::<TCP_HEADER_BYTES>()?;
-    let header = usize::from(transport[12] >> 4) * 4;
-    let flags = transport[TCP_FLAGS_AT];
-    if !whole(ip, TCP) || header < TCP_HEADER_BYTES || header >= segment.len() || flags & NEVER_JOINS != 0 {
-        return None;
-    }
-    Some(Candidate {
-        headers: IPV4_HEADER_BYTES + header,
-        payload: segment.len() - header,
-        ends_run: flags & ENDS_RUN != 0,
-    })
-}
-
-/// A UDP datagram without IP options, with data. `Kind::Udp` says that it fills its packet and has a checksum.
-#[inline]
-fn udp_candidate(packet: &[u8]) -> Option<Candidate> {
-    let (ip, datagram) = packet.split_first_chunk::<IPV4_HEADER_BYTES>()?;
-    if !whole(ip, UDP) || datagram.len() <= UDP_HEADER_BYTES {
-        return None;
-    }
-    Some(Candidate {
-        headers: IPV4_HEADER_BYTES + UDP_HEADER_BYTES,
-        payload: datagram.len() - UDP_HEADER_BYTES,
-        ends_run: false,
-    })
-}
-
-/// Whether an IPv4 header has no options, no reserved flag, and is of no fragment.
-#[inline]
-fn whole(ip: &[u8; IPV4_HEADER_BYTES], protocol: u8) -> bool {
-    ip[0] == 0x45 && ip[9] == protocol && word(ip, 6) & !DONT_FRAGMENT == 0
 }

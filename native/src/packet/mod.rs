@@ -5,6 +5,7 @@
 
 pub mod checksum;
 pub mod coalesce;
+mod flow;
 pub mod icmp;
 pub mod inner;
 pub mod inner6;

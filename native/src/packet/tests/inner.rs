@@ -3,14 +3,14 @@ use proptest::prelude::*;
 use super::*;
 use crate::packet::inner::check_options;
 
-fn refused(packet: &[u8]) -> &'static str {
+pub fn refused(packet: &[u8]) -> &'static str {
     let full = delivered(packet, Checksums::Full).unwrap_err();
     assert_eq!(delivered(packet, Checksums::Partial).unwrap_err(), full);
     full
 }
 
 /// The packet that the kernel makes of what was delivered with partial checksums.
-fn finished(packet: &[u8]) -> Result<Vec<u8>, &'static str> {
+pub fn finished(packet: &[u8]) -> Result<Vec<u8>, &'static str> {
     let (mut packet, kind) = delivered(packet, Checksums::Partial)?;
     finish_checksum(&VnetHeader::single(kind), &mut packet)?;
     Ok(packet)
@@ -268,9 +268,12 @@ fn header_faults_are_refused() {
         packet[at] = value;
         packet
     };
-    for version in [0, 5, 6, 7, 15] {
+    for version in [0, 5, 7, 15] {
         assert_eq!(refused(&changed(0, version << 4 | 5)), "inner_not_ipv4");
     }
+    let mut ipv6 = Ip::inside6(UDP).udp((1, 2), b"data");
+    let without = Inbound::new(PEER, HOST).with_ipv6(None);
+    assert_eq!(without.deliver(&mut ipv6, Checksums::Full), Err("inner_not_ipv4"));
     for first in [0x40, 0x41, 0x42, 0x43, 0x44, 0x4F] {
         assert_eq!(refused(&changed(0, first)), "inner_header_length");
     }
@@ -472,7 +475,10 @@ proptest! {
         }
         let full = delivered(&raw, Checksums::Full);
         if let Ok((packet, _)) = &full {
-            prop_assert_eq!(&packet[12..20], &[PEER, HOST].concat()[..]);
+            match packet[0] >> 4 {
+                6 => prop_assert_eq!(&packet[8..40], &[PEER6, HOST6].concat()[..]),
+                _ => prop_assert_eq!(&packet[12..20], &[PEER, HOST].concat()[..]),
+            }
         }
         prop_assert_eq!(finished(&raw), full.map(|(packet, _)| packet));
         let _ = host_unreachable(&raw);

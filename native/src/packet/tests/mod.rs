@@ -3,6 +3,8 @@
 mod coalesce;
 mod icmp;
 mod inner;
+mod inner6;
+mod mss;
 mod roundtrip;
 mod segment;
 
@@ -13,8 +15,14 @@ pub const TARGET: [u8; 4] = [10, 43, 0, 2];
 pub const PEER: [u8; 4] = [10, 42, 0, 7];
 pub const HOST: [u8; 4] = [10, 42, 0, 1];
 
+/// The private IPv6 addresses beside these, as pqtun/protocol/private6.py has them.
+pub const SENDER6: [u8; 16] = 0xfdd7_ef0f_7bd4_0000_0000_8d17_0a2b_0001u128.to_be_bytes();
+pub const TARGET6: [u8; 16] = 0xfdd7_ef0f_7bd4_0000_0000_8d16_0a2b_0002u128.to_be_bytes();
+pub const PEER6: [u8; 16] = 0xfd33_4f27_86f8_0000_0000_227b_0a2a_0007u128.to_be_bytes();
+pub const HOST6: [u8; 16] = 0xfd33_4f27_86f8_0000_0000_2281_0a2a_0001u128.to_be_bytes();
+
 pub fn inbound() -> Inbound {
-    Inbound::new(PEER, HOST)
+    Inbound::new(PEER, HOST).with_ipv6(Some(HOST6))
 }
 
 /// The RFC 1071 checksum, word by word.
@@ -61,6 +69,24 @@ impl Ip {
             target: (101..117).collect(),
             ..Self::new(protocol)
         }
+    }
+
+    /// A packet from one private IPv6 address to another, at the sender's home.
+    pub fn inside6(protocol: u8) -> Self {
+        Self {
+            source: SENDER6.to_vec(),
+            target: TARGET6.to_vec(),
+            ..Self::new(protocol)
+        }
+    }
+
+    /// The same packet here: from the peer to us.
+    pub fn here(self) -> Self {
+        let (source, target) = match self.source.len() {
+            16 => (PEER6.to_vec(), HOST6.to_vec()),
+            _ => (PEER.to_vec(), HOST.to_vec()),
+        };
+        Self { source, target, ..self }
     }
 
     pub fn pseudo(&self, length: usize) -> Vec<u8> {
@@ -143,7 +169,7 @@ impl Default for TcpHeader {
 /// What a sender puts into the tunnel.
 pub fn cleared(packet: &[u8]) -> Vec<u8> {
     let mut packet = packet.to_vec();
-    packet[16..20].fill(0);
+    clear_destination(&mut packet);
     packet
 }
 
