@@ -1,38 +1,38 @@
-"""From a peer known by name to its session: ports, long-term key, ephemeral keys, handshake."""
+"""From a peer known by name to its session: address, ports, long-term key, ephemeral keys, handshake."""
 
 import asyncio
 import errno
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from typing import Final
 
-import dns.asyncquery
-import dns.exception
-import dns.flags
-import dns.message
-import dns.name
-import dns.rdatatype
-
+from pqtun.daemon.locate import Addresses, IPAddress, Ports, find_ports, is_unicast
 from pqtun.daemon.peers import Peer
+from pqtun.daemon.race import LostError, race
 from pqtun.keys.cache import ServerKeyCache
 from pqtun.keyserver.download import DownloadError
 from pqtun.keyserver.fetch import fetch_ephemeral, fetch_server_key
-from pqtun.protocol.constants import KEY_SERVER_PORT, SERVER_PORT
 from pqtun.protocol.errors import MessageError
-from pqtun.protocol.handshake import Session, initiate
+from pqtun.protocol.handshake import EphemeralPublicKey, Session, initiate
 from pqtun.protocol.keytree import ServerPublicKey
-from pqtun.protocol.names import parse_key_server_text, parse_port_text
+from pqtun.pump.engine import Endpoint
 
 log = logging.getLogger(__name__)
 
-TXT_TIMEOUT: Final = 3.0  # seconds for one TXT lookup; the defaults apply when it is not answered
+# A server hands out ephemeral keys for 30 s of the 120 for which it takes them: so old ones may be replaced before.
+EPHEMERAL_SECONDS: Final = 20.0
+
+# linux/in.h, linux/in6.h
+_IP_MTU: Final = 14
+_IPV6_MTU: Final = 24
 
 Progress = Callable[[int, int], None]
-Address = tuple[str, int]
+Address = Endpoint
 
 
 class ConnectError(Exception):
@@ -44,46 +44,13 @@ class ConnectError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Ports:
-    """Where a server's two services are."""
+class Contact:
+    """A handshake datagram for ``tunnel``, the session that it begins, and the server's address that was chosen."""
 
-    tunnel: Address
-    key_server: Address
-
-
-async def find_ports(peer: Peer, address: IPv4Address, resolver: Address | None) -> Ports:
-    """Return a server's ports: from its pq1 label, else from TXT records (section 2), else the defaults."""
-    port, key_port = peer.port, peer.key_port
-    if resolver is not None and (port is None or key_port is None):
-        port_texts, key_texts = await asyncio.gather(_texts(peer.name, resolver), _texts(f"ks.{peer.name}", resolver))
-        port = port or next(filter(None, map(parse_port_text, port_texts)), None)
-        for found in filter(None, map(parse_key_server_text, key_texts)):
-            if key_port is None and _is_ipv4(found[0]):
-                return Ports((str(address), port or SERVER_PORT), found)
-    return Ports((str(address), port or SERVER_PORT), (str(address), key_port or KEY_SERVER_PORT))
-
-
-def _is_ipv4(text: str) -> bool:
-    try:
-        IPv4Address(text)
-    except ValueError:
-        return False
-    return True
-
-
-async def _texts(name: str, resolver: Address) -> list[str]:
-    try:
-        query = dns.message.make_query(dns.name.from_text(name), dns.rdatatype.TXT)
-        answer, _ = await dns.asyncquery.udp_with_fallback(query, resolver[0], TXT_TIMEOUT, resolver[1])
-    except (dns.exception.DNSException, OSError, EOFError) as error:  # EOFError: TCP that ends too soon
-        log.debug("TXT lookup of %s: %s", name, type(error).__name__)
-        return []
-    return [
-        b"".join(record.strings).decode("ascii", errors="replace")
-        for rrset in answer.answer
-        if rrset.rdtype == dns.rdatatype.TXT
-        for record in rrset
-    ]
+    datagram: bytes
+    session: Session
+    tunnel: Endpoint
+    address: IPAddress
 
 
 class Connector:
@@ -93,25 +60,67 @@ class Connector:
         self._cache = cache
         self._clock = clock
         # By key hash and key server: one that fails must not fail what another serves under the same hash.
-        self._downloads: dict[tuple[bytes, Address], asyncio.Task[ServerPublicKey]] = {}
+        self._downloads: dict[tuple[bytes, Endpoint], asyncio.Task[ServerPublicKey]] = {}
 
-    async def session(self, peer: Peer, ports: Ports, on_progress: Progress | None = None) -> tuple[bytes, Session]:
-        """Return a handshake datagram for the peer and the session that it begins. Raises ConnectError."""
-        try:
-            with connected_socket(ports.key_server) as sock:
-                key = await self._server_key(peer.keyhash, ports.key_server, sock, on_progress)
-                ephemeral = await fetch_ephemeral(sock, clock=self._clock)
-            return initiate(key, ephemeral)
-        except DownloadError as error:
-            raise ConnectError(error.reason, f"key server {_text(ports.key_server)}: {error}") from None
-        except MessageError as error:
-            raise ConnectError("bad_key", f"key server {_text(ports.key_server)} sent an unusable key") from error
-        except OSError as error:
-            raise ConnectError("network", f"key server {_text(ports.key_server)}: {error.strerror}") from None
+    async def contact(
+        self,
+        peer: Peer,
+        resolver: Endpoint | None,
+        *,
+        avoid: Collection[IPAddress] = (),
+        on_progress: Progress | None = None,
+    ) -> Contact:
+        """Return a fresh handshake for the address of the peer whose key server answers first.
 
-    async def _server_key(
-        self, keyhash: bytes, key_server: Address, sock: socket.socket, on_progress: Progress | None
-    ) -> ServerPublicKey:
+        What is not known of its addresses and ports is looked up at ``resolver``. Addresses to ``avoid`` come last.
+        ``on_progress``: called with the parts of the long-term key that arrived and their number, if it is downloaded.
+        Raises ConnectError.
+        """
+        settled = {address.version for address in peer.addresses if address not in avoid}
+        refused: list[IPAddress] = []
+        faults: list[ConnectError] = []
+        async with Addresses(peer.name, peer.candidates, resolver, settled=settled) as addresses:
+            ports = await find_ports(peer.name, peer.port, peer.key_port, resolver)
+            while True:
+                try:
+                    address, ephemeral = await race(
+                        addresses,
+                        lambda address: self._ephemeral(ports.key_server_of(address)),
+                        ConnectError,
+                        good=peer.good,
+                        avoid=avoid,
+                        without=refused,
+                    )
+                except LostError as lost:
+                    raise _most_telling([*faults, *lost.faults]) from None
+                try:
+                    return await self._begin(peer.keyhash, ports, address, ephemeral, on_progress)
+                except ConnectError as error:
+                    faults.append(error)
+                    refused.append(address)
+
+    async def _ephemeral(self, key_server: Endpoint) -> tuple[EphemeralPublicKey, float]:
+        """A key server's ephemeral keys, and when they came. Raises ConnectError."""
+        with _explained(key_server), connected_socket(key_server) as sock:
+            return await fetch_ephemeral(sock, clock=self._clock), self._clock()
+
+    async def _begin(
+        self,
+        keyhash: bytes,
+        ports: Ports,
+        address: IPAddress,
+        ephemeral: tuple[EphemeralPublicKey, float],
+        on_progress: Progress | None,
+    ) -> Contact:
+        key_server = ports.key_server_of(address)
+        with _explained(key_server):
+            key = await self._server_key(keyhash, key_server, on_progress)
+            if self._clock() - ephemeral[1] > EPHEMERAL_SECONDS:  # the download took long
+                ephemeral = await self._ephemeral(key_server)
+            datagram, session = initiate(key, ephemeral[0])
+        return Contact(datagram, session, (str(address), ports.tunnel), address)
+
+    async def _server_key(self, keyhash: bytes, key_server: Endpoint, on_progress: Progress | None) -> ServerPublicKey:
         cached = self._cache.get(keyhash)
         if cached is not None:
             return cached
@@ -119,26 +128,49 @@ class Connector:
             await asyncio.wait([running])
             if not running.cancelled():  # as it is when the attempt that began it was given up
                 return running.result()
-        task = asyncio.ensure_future(self._download(keyhash, sock, on_progress))
+        task = asyncio.ensure_future(self._download(keyhash, key_server, on_progress))
         self._downloads[keyhash, key_server] = task
         task.add_done_callback(lambda _: self._downloads.pop((keyhash, key_server)))
         return await task
 
-    async def _download(self, keyhash: bytes, sock: socket.socket, on_progress: Progress | None) -> ServerPublicKey:
-        key = await fetch_server_key(sock, keyhash, clock=self._clock, on_progress=on_progress)
+    async def _download(self, keyhash: bytes, key_server: Endpoint, on_progress: Progress | None) -> ServerPublicKey:
+        with connected_socket(key_server) as sock:
+            key = await fetch_server_key(sock, keyhash, clock=self._clock, on_progress=on_progress)
         if not self._cache.put(keyhash, key):
             log.warning("cannot keep a server's key in the state directory: is the disk full?")
         return key
 
 
-def connected_socket(address: Address) -> socket.socket:
+def _most_telling(faults: list[ConnectError]) -> ConnectError:
+    """Of several addresses' faults the one to show: no way to one of them says little where there is one to another."""
+    found = [fault for fault in faults if fault.reason != "network"] or faults
+    return found[0] if found else ConnectError("no_address", "its name has no address in DNS")
+
+
+@contextmanager
+def _explained(key_server: Endpoint) -> Iterator[None]:
+    """Turn what goes wrong with a key server into a ConnectError that names it."""
+    name = f"key server {key_server[0]} port {key_server[1]}"
+    try:
+        yield
+    except DownloadError as error:
+        raise ConnectError(error.reason, f"{name}: {error}") from None
+    except MessageError as error:
+        raise ConnectError("bad_key", f"{name} sent an unusable key") from error
+    except OSError as error:
+        raise ConnectError("network", f"{name}: {error.strerror or error}") from None
+
+
+def connected_socket(address: Endpoint) -> socket.socket:
     """Return a non-blocking UDP socket connected to ``address``. Raises OSError.
 
     DNS may name any address: requests to a group of hosts are refused like those to a broadcast address.
     """
-    if IPv4Address(address[0]).is_multicast:
+    host = ip_address(address[0])
+    if not is_unicast(host):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    family = socket.AF_INET if host.version == 4 else socket.AF_INET6
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
         sock.connect(address)
     except OSError:
@@ -147,5 +179,12 @@ def connected_socket(address: Address) -> socket.socket:
     return sock
 
 
-def _text(address: Address) -> str:
-    return f"{address[0]} port {address[1]}"
+def route_mtu(address: IPAddress) -> int | None:
+    """Return the size (bytes) of IP packets that the kernel would send to ``address`` uncut; None without a route."""
+    try:
+        with connected_socket((str(address), 1)) as sock:  # any port; nothing is sent
+            if address.version == 4:
+                return sock.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+            return sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+    except OSError:
+        return None
