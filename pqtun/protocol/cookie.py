@@ -31,8 +31,14 @@ class TunnelState:
 
     tid: bytes
     epoch: int
-    send_root: bytes | bytearray = field(repr=False)
-    recv_root: bytes | bytearray = field(repr=False)
+    send_root: bytearray = field(repr=False)
+    recv_root: bytearray = field(repr=False)
+
+    def erase(self) -> None:
+        """Overwrite the roots, where they are in memory that can be."""
+        for root in (self.send_root, self.recv_root):
+            if isinstance(root, bytearray):
+                erase(root)
 
 
 def is_cookie(plaintext: bytes) -> bool:

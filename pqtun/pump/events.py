@@ -2,19 +2,23 @@
 
 import asyncio
 import logging
-from collections import deque
+import random
+from collections import Counter, deque
 
 from pqtun.pump.engine import Control, Cookie, Datagram, Event, Listener, Roamed
-from pqtun.pump.limits import QUEUED_DATAGRAMS, QUEUED_PEER_EVENTS
+from pqtun.pump.limits import QUEUED_DATAGRAMS, QUEUED_EVENTS_PER_TUNNEL, QUEUED_PEER_EVENTS
 
 log = logging.getLogger(__name__)
 
+_PeerEvent = Control | Cookie | Roamed
+
 
 class EventQueue:
-    """Delivers events in order, in turns of the event loop of their own.
+    """Delivers events in turns of the event loop of their own: first, in order, those of tunnels, then datagrams.
 
-    What anybody on the network can cause and what a peer can cause is bounded, each by itself, so that a flood of
-    datagrams displaces neither a peer's events nor our own. The rest is bounded by the tables that it comes from.
+    What anybody on the network can cause, what a peer can cause and what all peers together can cause is bounded, each
+    by itself. The rest is bounded by the tables that it comes from. Of datagrams the expected go first, and nobody who
+    floods the queue decides which of the others stay.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, datagram_seconds: float = 0.0) -> None:
@@ -26,8 +30,10 @@ class EventQueue:
         self._datagram_seconds = datagram_seconds
         self._listener: Listener | None = None
         self._queue: deque[Event] = deque()
-        self._datagrams = 0
-        self._peer_events = 0
+        self._expected: deque[Datagram] = deque()
+        self._others: deque[Datagram] = deque()
+        self._peer_events: Counter[bytes] = Counter()  # by the tunnel's id; how many there are in all
+        self._all_peer_events = 0
         self._scheduled = False
         self.listener_errors = 0
 
@@ -37,46 +43,72 @@ class EventQueue:
         self._schedule()
 
     def put(self, event: Event) -> bool:
-        """Queue an event for delivery. False if there are too many of its kind, and it is lost."""
+        """Queue an event for delivery. False if there are too many of its kind, and it or one before it is lost."""
+        kept = True
         if isinstance(event, Datagram):
-            if self._datagrams >= QUEUED_DATAGRAMS:
+            kept = self._put_datagram(event)
+        elif isinstance(event, _PeerEvent):
+            if self._all_peer_events >= QUEUED_PEER_EVENTS:
                 return False
-            self._datagrams += 1
-        elif isinstance(event, Control | Cookie | Roamed):
-            if self._peer_events >= QUEUED_PEER_EVENTS:
+            if self._peer_events[event.tid] >= QUEUED_EVENTS_PER_TUNNEL:
                 return False
-            self._peer_events += 1
-        self._queue.append(event)
+            self._peer_events[event.tid] += 1
+            self._all_peer_events += 1
+            self._queue.append(event)
+        else:
+            self._queue.append(event)
         self._schedule()
-        return True
+        return kept
 
     def close(self) -> None:
         """Deliver nothing more."""
         self._listener = None
         self._queue.clear()
+        self._expected.clear()
+        self._others.clear()
+
+    def _put_datagram(self, datagram: Datagram) -> bool:
+        room = len(self._expected) + len(self._others) < QUEUED_DATAGRAMS
+        if not room:
+            if not self._others:
+                return False
+            del self._others[random.randrange(len(self._others))]
+        (self._expected if datagram.expected else self._others).append(datagram)
+        return room
 
     def _schedule(self) -> None:
-        if self._queue and not self._scheduled and self._listener is not None:
+        if (self._queue or self._expected or self._others) and not self._scheduled and self._listener is not None:
             self._scheduled = True
             self._loop.call_soon(self._deliver)
 
     def _deliver(self) -> None:
         self._scheduled = False
-        end = self._loop.time() + self._datagram_seconds
         for _ in range(len(self._queue)):
             if self._listener is None:  # closed by the listener
                 return
             event = self._queue.popleft()
-            if isinstance(event, Datagram):
-                self._datagrams -= 1
-            elif isinstance(event, Control | Cookie | Roamed):
-                self._peer_events -= 1
-            try:
-                self._listener(event)
-            except Exception:
-                self.listener_errors += 1
-                if self.listener_errors == 1:  # once: the cause may be in what the network sends
-                    log.exception("a listener failed; further failures are only counted")
-            if isinstance(event, Datagram) and self._loop.time() >= end:
+            if isinstance(event, _PeerEvent):
+                self._delivered(event)
+            self._tell(self._listener, event)
+        end = self._loop.time() + self._datagram_seconds
+        for _ in range(len(self._expected) + len(self._others)):
+            if self._listener is None:
+                return
+            self._tell(self._listener, (self._expected or self._others).popleft())
+            if self._loop.time() >= end:
                 break
         self._schedule()
+
+    def _delivered(self, event: _PeerEvent) -> None:
+        self._all_peer_events -= 1
+        self._peer_events[event.tid] -= 1
+        if not self._peer_events[event.tid]:
+            del self._peer_events[event.tid]
+
+    def _tell(self, listener: Listener, event: Event) -> None:
+        try:
+            listener(event)
+        except Exception:
+            self.listener_errors += 1
+            if self.listener_errors == 1:  # once: the cause may be in what the network sends
+                log.exception("a listener failed; further failures are only counted")

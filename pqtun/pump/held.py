@@ -12,6 +12,7 @@ class HeldPackets:
 
     def __init__(self) -> None:
         self._queues: dict[bytes, _Queue] = {}
+        self._unreported: set[bytes] = set()
         self.packets = 0
         self.bytes = 0
 
@@ -23,12 +24,23 @@ class HeldPackets:
     def __contains__(self, inner: bytes) -> bool:
         return inner in self._queues
 
-    def hold(self, inner: bytes) -> bool:
-        """Begin to hold for an address. False if too many addresses are held for."""
+    def hold(self, inner: bytes, *, report: bool) -> bool:
+        """Hold for an address; ``report``: its next packet is to be reported. False if too many are held for."""
         if inner not in self._queues:
             if len(self._queues) >= HELD_ADDRESSES:
                 return False
             self._queues[inner] = deque()
+        if report:
+            self._unreported.add(inner)
+        else:
+            self._unreported.discard(inner)
+        return True
+
+    def report(self, inner: bytes) -> bool:
+        """A packet for an address that is held for has come: say whether to report it. The next one is not."""
+        if inner not in self._unreported:
+            return False
+        self._unreported.remove(inner)
         return True
 
     def add(self, inner: bytes, packet: bytes, now: float) -> bool:
@@ -43,6 +55,7 @@ class HeldPackets:
 
     def take(self, inner: bytes) -> list[bytes]:
         """End the holding for an address; return its packets, oldest first. Empty if there was none."""
+        self._unreported.discard(inner)
         packets = [packet for _, packet in self._queues.pop(inner, ())]
         self.packets -= len(packets)
         self.bytes -= sum(map(len, packets))
@@ -65,4 +78,5 @@ class HeldPackets:
     def clear(self) -> None:
         """Forget everything."""
         self._queues.clear()
+        self._unreported.clear()
         self.packets = self.bytes = 0

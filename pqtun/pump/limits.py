@@ -59,8 +59,8 @@ HINTS_PER_SECOND: Final = 10.0
 # that: the turn itself then costs little, and key requests and timers hardly wait.
 DATAGRAM_TURN_SECONDS: Final = 0.001
 
-# The longest datagram that is no tunnel packet: a handshake has 1299 bytes, a cookie fewer.
-DATAGRAM_BYTES: Final = 2048
+# No peer is sent less than what every IPv4 host takes in one packet (RFC 791), whatever was said.
+LEAST_MTU: Final = 576
 
 # An IP datagram has at most 65535 bytes, whatever the MTU is set to meanwhile.
 READ_BYTES: Final = 65535

@@ -5,8 +5,10 @@ from ipaddress import IPv4Address
 
 from pqtun.protocol.constants import HEADER_BYTES, TID_BYTES
 from pqtun.protocol.tunnel import Tunnel
+from pqtun.pump.budget import SendBudget, TokenBucket
 from pqtun.pump.engine import Endpoint, TunnelStats
 from pqtun.pump.inner import Inbound
+from pqtun.pump.limits import CONTROL_BURST, CONTROL_RATE
 
 _INDEX_AT = 2 + TID_BYTES
 
@@ -16,8 +18,10 @@ class Link:
 
     __slots__ = (
         "_newest",
+        "budget",
         "bytes_received",
         "bytes_sent",
+        "control",
         "cookie",
         "created",
         "drops",
@@ -26,21 +30,41 @@ class Link:
         "inner",
         "last_received",
         "last_sent",
+        "last_used",
+        "mtu",
+        "number",
         "packets_received",
         "packets_sent",
+        "standby",
         "tid",
         "tunnel",
     )
 
-    def __init__(self, tunnel: Tunnel, inner: IPv4Address, host: IPv4Address, endpoint: Endpoint, now: float) -> None:
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        inner: IPv4Address,
+        inbound: Inbound,
+        endpoint: Endpoint,
+        now: float,
+        *,
+        confirmed: bool,
+        standby: bool,
+    ) -> None:
         self.tid = tunnel.tid
+        self.number = 0  # of the table that it is in
         self.tunnel = tunnel
         self.inner = inner
-        self.inbound = Inbound(inner, host)
+        self.inbound = inbound  # readdresses what comes from ``inner``
         self.endpoint = endpoint
+        self.budget = SendBudget(confirmed, now)
+        self.control = TokenBucket(CONTROL_RATE, CONTROL_BURST, now)
+        self.standby = standby
+        self.mtu: int | None = None
         self.created = now
         self.last_sent: float | None = None
         self.last_received: float | None = None
+        self.last_used: float | None = None
         self.packets_sent = 0
         self.packets_received = 0
         self.bytes_sent = 0
@@ -59,13 +83,14 @@ class Link:
         self.packets_received += 1
         self.bytes_received += plaintext_bytes
         index = datagram[_INDEX_AT:HEADER_BYTES]
-        if index <= self._newest:
-            return False
-        self._newest = index
+        moved = index > self._newest and source != self.endpoint
+        if moved:
+            self.endpoint = source
+            self.budget.moved()
+        self._newest = max(self._newest, index)
         if source == self.endpoint:
-            return False
-        self.endpoint = source
-        return True
+            self.budget.received(len(datagram))
+        return moved
 
     def stats(self) -> TunnelStats:
         """Return a snapshot of the counters."""
@@ -78,6 +103,9 @@ class Link:
             created=self.created,
             last_sent=self.last_sent,
             last_received=self.last_received,
+            last_used=self.last_used,
+            confirmed=self.budget.confirmed,
+            mtu=self.mtu,
             packets_sent=self.packets_sent,
             packets_received=self.packets_received,
             bytes_sent=self.bytes_sent,

@@ -2,16 +2,15 @@
 
 import asyncio
 import errno
-import heapq
 import logging
 import os
 import socket
 from collections import Counter
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network
-from math import inf
+from ipaddress import IPv4Address, IPv4Network, IPv6Interface
 from typing import Final
 
+from pqtun.protocol import cookie
 from pqtun.protocol.constants import (
     CONTROL_PROTOCOL,
     COOKIE_BYTES,
@@ -23,35 +22,34 @@ from pqtun.protocol.constants import (
 from pqtun.protocol.errors import MessageError
 from pqtun.protocol.handshake import Session
 from pqtun.protocol.primitives import clear_traces
+from pqtun.protocol.schedule import KeyBlocks
 from pqtun.protocol.tunnel import Tunnel
+from pqtun.pump import admission
+from pqtun.pump.alarm import Alarm
 from pqtun.pump.early import EarlyPackets
 from pqtun.pump.engine import (
     Alive,
     Control,
     Cookie,
-    Datagram,
     Dead,
     Endpoint,
     EngineStats,
     Event,
     Failed,
+    HandshakeLimits,
     Listener,
     Roamed,
     Wanted,
 )
 from pqtun.pump.events import EventQueue
 from pqtun.pump.held import HeldPackets
-from pqtun.pump.icmp import host_unreachable
-from pqtun.pump.inner import IPV4_HEADER_BYTES, Outbound, clear_destination
-from pqtun.pump.limits import (
-    BATCH,
-    DATAGRAM_BYTES,
-    EARLY_SECONDS,
-    HELD_SECONDS,
-    READ_BYTES,
-    TIMER_SECONDS,
-)
+from pqtun.pump.icmp import echo_token, host_unreachable, too_big
+from pqtun.pump.inner import IPV4_HEADER_BYTES, Inbound, Outbound, clear_destination, largest
+from pqtun.pump.limits import BATCH, EARLY_SECONDS, HELD_SECONDS, LEAST_MTU, READ_BYTES
 from pqtun.pump.link import Link
+from pqtun.pump.mss import clamped
+from pqtun.pump.outer import OuterSocket
+from pqtun.pump.routes import Routes
 
 log = logging.getLogger(__name__)
 
@@ -72,29 +70,33 @@ class PythonEngine:
         *,
         own: IPv4Address,
         subnet: IPv4Network,
+        own6: IPv6Interface | None = None,
         deliver_to: IPv4Address | None = None,
+        handshakes: HandshakeLimits | None = None,
         clock: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         """Packets from tunnels go to ``deliver_to``, by default to ``own``, the address of the TUN device.
 
-        ``clock`` gives seconds, counts sleep and never goes back (CLOCK_BOOTTIME).
+        ``own6`` is the address beside ``own`` (``pqtun.protocol.private6``); without it there is no IPv6 in tunnels.
+        ``handshakes``: of a server; without it the engine is a client's. ``clock`` gives seconds, counts sleep and
+        never goes back (CLOCK_BOOTTIME).
         """
         self._tun = tun_fd
-        self._udp = udp
+        self._udp = OuterSocket(udp)
         self._host = deliver_to or own
-        self._outbound = Outbound(own, subnet, deliver_to)
+        self._own6 = own6
+        self._outbound = Outbound(own, subnet, deliver_to, own6)
+        self._admission = admission.Admission(handshakes, os.urandom(admission.KEY_BYTES), clock())
         self._clock = clock
         self._loop = loop
         self._events = EventQueue(loop)
-        self._links: dict[bytes, Link] = {}
-        self._routes: dict[bytes, list[Link]] = {}  # by inner address; the last one is sent through
+        self._routes = Routes()
+        self._blocks = KeyBlocks()
         self._held = HeldPackets()
         self._early = EarlyPackets()
         self._drops: Counter[str] = Counter()
-        self._link_deadlines: list[tuple[float, bytes]] = []  # heap; a tunnel's deadline only ever moves later
-        self._deadline = inf
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(loop, clock, self._expire)
         self._closed = False
 
     # -- the interface ---------------------------------------------------------------------------
@@ -102,50 +104,95 @@ class PythonEngine:
     def start(self, listener: Listener) -> None:
         """Begin to move packets and to report."""
         os.set_blocking(self._tun, False)
-        self._udp.setblocking(False)
         self._events.start(listener)
         self._loop.add_reader(self._tun, self._on_tun)
         self._loop.add_reader(self._udp, self._on_udp)
 
     def add_tunnel(
-        self, session: Session, inner: IPv4Address, endpoint: Endpoint, *, first: bytes | None = None
+        self,
+        session: Session,
+        inner: IPv4Address,
+        endpoint: Endpoint,
+        *,
+        first: bytes | None = None,
+        epoch: int = 0,
+        confirmed: bool = True,
+        standby: bool = False,
     ) -> None:
         """Take a tunnel into use for ``inner``. Raises ValueError: tid in use, ``inner`` not a peer's, closed."""
-        if not self._outbound.is_peer(inner.packed):
-            raise ValueError(f"{inner} cannot stand for a peer")
-        if session.tid in self._links:
+        inbound = self._inbound(inner)
+        if session.tid in self._routes:
             raise ValueError("this tunnel exists already")
         if self._closed:
             raise ValueError("the engine is closed")
         now = self._clock()
-        tunnel = Tunnel(session.tid, session.send_root, session.recv_root, now)
-        link = Link(tunnel, inner, self._host, endpoint, now)
-        self._links[link.tid] = link
-        self._routes.setdefault(inner.packed, []).append(link)
-        self._watch(link)
+        tunnel = Tunnel(session.tid, session.send_root, session.recv_root, now, epoch, self._blocks)
+        link = Link(tunnel, inner, inbound, endpoint, now, confirmed=confirmed, standby=standby)
+        self._routes.add(link)
+        self._alarm.at_latest(self._routes.next_deadline())
         for datagram, source in self._early.take(link.tid):
             self._receive(link, datagram, source, now)
         if first is not None:
             self._send(link, first, now)
-        for packet in self._held.take(inner.packed):
-            self._send(link, clear_destination(packet), now)
+        if not standby:
+            self._release(link, now)
+        clear_traces()
+
+    def move_tunnel(self, tid: bytes, inner: IPv4Address) -> None:
+        """Have a tunnel stand for ``inner`` and be sent through. Raises ValueError: ``inner`` not a peer's, unknown."""
+        inbound = self._inbound(inner)
+        link = self._routes.get(tid)
+        if link is None:
+            raise ValueError("there is no such tunnel")
+        self._routes.move(link, inner, inbound)
+        self._release(link, self._clock())
         clear_traces()
 
     def remove_tunnel(self, tid: bytes) -> None:
         """Erase and forget a tunnel."""
-        link = self._links.pop(tid, None)
+        link = self._routes.remove(tid)
+        if link is not None:
+            link.tunnel.erase()
+            self._drops.update(link.drops)
+
+    def put_aside(self, tid: bytes, key: bytes, nonce: bytes, timestamp: int) -> None:
+        """Send the peer its tunnel as a cookie, and remove it."""
+        link = self._routes.get(tid)
         if link is None:
             return
-        link.tunnel.erase()
-        self._drops.update(link.drops)
-        links = self._routes[link.inner.packed]
-        links.remove(link)
-        if not links:
-            del self._routes[link.inner.packed]
+        now = self._clock()
+        try:
+            state = link.tunnel.state(now)
+            try:
+                sealed = cookie.pack(state, key, nonce, timestamp)
+            finally:
+                state.erase()
+        except MessageError as refused:
+            link.drops[refused.reason] += 1
+        else:
+            self._send(link, sealed, now)
+        self.remove_tunnel(tid)
+        clear_traces()
 
-    def hold(self, inner: IPv4Address) -> None:
-        """Hold packets for ``inner`` without reporting Wanted."""
-        if inner.packed not in self._routes and not self._held.hold(inner.packed):
+    def confirm(self, tid: bytes, endpoint: Endpoint) -> None:
+        """Send to an endpoint without a budget."""
+        link = self._routes.get(tid)
+        if link is not None and link.endpoint == endpoint:
+            link.budget.confirmed = True
+
+    def set_mtu(self, tid: bytes, mtu: int) -> None:
+        """Send the peer no larger packets of programs."""
+        link = self._routes.get(tid)
+        if link is not None:
+            link.mtu = max(mtu, LEAST_MTU)
+
+    def expect(self, host: str) -> None:
+        """Let handshakes from the prefix of ``host`` go first."""
+        self._admission.expect(host, self._clock())
+
+    def hold(self, inner: IPv4Address, *, report: bool = False) -> None:
+        """Hold packets for ``inner``, reporting the next one or none."""
+        if not self._held.hold(inner.packed, report=report):
             self._drops["held_addresses_full"] += 1
 
     def drop_held(self, inner: IPv4Address, *, unreachable: bool) -> None:
@@ -162,7 +209,7 @@ class PythonEngine:
 
     def send_inner(self, tid: bytes, packet: bytes) -> None:
         """Seal and send a plaintext of the control plane."""
-        link = self._links.get(tid)
+        link = self._routes.get(tid)
         if link is None:
             self._drops["send_unknown_tunnel"] += 1
         else:
@@ -179,7 +226,7 @@ class PythonEngine:
         if self._events.listener_errors:
             drops["listener_error"] = self._events.listener_errors
         return EngineStats(
-            tunnels=[link.stats() for link in self._links.values()],
+            tunnels=[link.stats() for link in self._routes],
             drops=drops,
             held_addresses=self._held.addresses,
             held_packets=self._held.packets,
@@ -194,11 +241,10 @@ class PythonEngine:
         self._closed = True
         self._loop.remove_reader(self._tun)
         self._loop.remove_reader(self._udp)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
         self._events.close()
-        for tid in list(self._links):
-            self.remove_tunnel(tid)
+        for link in self._routes:
+            self.remove_tunnel(link.tid)
         self._held.clear()
         self._early.clear()
         self._udp.close()
@@ -212,7 +258,7 @@ class PythonEngine:
 
     def _read_tun(self) -> None:
         now = self._clock()
-        if now >= self._deadline:
+        if now >= self._alarm.deadline:
             self._expire(now)
         for _ in range(BATCH):
             try:
@@ -236,41 +282,66 @@ class PythonEngine:
 
     def _from_tun(self, packet: bytes, now: float) -> None:
         inner = self._outbound.destination(packet)
-        links = self._routes.get(inner)
-        if links is not None:
-            self._send(links[-1], clear_destination(packet), now)
-        elif inner in self._held:
+        if inner in self._held:
             self._hold_packet(inner, packet, now)
-        elif not self._held.hold(inner):
-            self._drops["held_addresses_full"] += 1
+            return
+        link = self._routes.through(inner)
+        if link is not None:
+            self._send_program(link, packet, now)
+        elif self._held.hold(inner, report=True):
+            self._hold_packet(inner, packet, now)
         else:
-            self._hold_packet(inner, packet, now)
-            self._report(Wanted(IPv4Address(inner)))
+            self._drops["held_addresses_full"] += 1
 
     def _hold_packet(self, inner: bytes, packet: bytes, now: float) -> None:
         if self._held.add(inner, packet, now):
-            self._wake_at(now + HELD_SECONDS)
+            self._alarm.at_latest(now + HELD_SECONDS)
         else:
             self._drops["held_full"] += 1
+        if self._held.report(inner):
+            self._report(Wanted(IPv4Address(inner)))
 
-    def _send(self, link: Link, plaintext: bytes, now: float) -> None:
+    def _release(self, link: Link, now: float) -> None:
+        """Send what was held for the address that the tunnel stands for."""
+        for packet in self._held.take(link.inner.packed):
+            self._send_program(link, packet, now)
+
+    def _send_program(self, link: Link, packet: bytes, now: float) -> None:
+        """Send a packet of a program here, as far as the path to the peer takes it."""
+        if link.mtu is not None:
+            if len(packet) > largest(packet, link.mtu):
+                link.drops["tun_too_big"] += 1
+                answer = too_big(packet, link.mtu)
+                if answer is not None:
+                    self._write_tun(answer, link.drops)
+                return
+            packet = bytes(clamped(packet, link.mtu))
+        if self._send(link, clear_destination(packet), now):
+            link.last_used = now
+
+    def _send(self, link: Link, plaintext: bytes, now: float) -> bool:
+        if not link.budget.take(TUNNEL_OVERHEAD + len(plaintext), now):
+            link.drops["unconfirmed"] += 1
+            return False
         try:
             datagram = link.tunnel.seal(plaintext, now)
         except MessageError as refused:
             link.drops[refused.reason] += 1
-            return
+            return False
         if link.cookie is not None:
             # The server has put its state aside and needs it back to read what follows (section 7).
             self._send_udp(link.cookie, link.endpoint, link.drops)
             link.cookie = None
-        if self._send_udp(datagram, link.endpoint, link.drops):
-            link.last_sent = now
-            link.packets_sent += 1
-            link.bytes_sent += len(plaintext)
+        if not self._send_udp(datagram, link.endpoint, link.drops):
+            return False
+        link.last_sent = now
+        link.packets_sent += 1
+        link.bytes_sent += len(plaintext)
+        return True
 
     def _send_udp(self, datagram: bytes, endpoint: Endpoint, drops: Counter[str]) -> bool:
         try:
-            self._udp.sendto(datagram, endpoint)
+            self._udp.send(datagram, endpoint)
         except OSError as error:
             drops["send_" + _errno_name(error)] += 1
             return False
@@ -294,11 +365,11 @@ class PythonEngine:
 
     def _read_udp(self) -> None:
         now = self._clock()
-        if now >= self._deadline:
+        if now >= self._alarm.deadline:
             self._expire(now)
         for _ in range(BATCH):
             try:
-                datagram, source = self._udp.recvfrom(READ_BYTES)
+                datagram, source = self._udp.receive(READ_BYTES)
             except BlockingIOError:
                 return
             except OSError as error:  # an error that the kernel kept for this socket; reading it clears it
@@ -306,71 +377,71 @@ class PythonEngine:
                 continue
             try:
                 self._from_network(datagram, source, now)
+            except MessageError as refused:
+                self._drops[refused.reason] += 1
             except Exception:  # no datagram may end the reading of datagrams
                 self._drops["internal_error"] += 1
                 if self._drops["internal_error"] == 1:
                     log.exception("a datagram met a fault; further ones are only counted")
 
     def _from_network(self, datagram: bytes, source: Endpoint, now: float) -> None:
-        if datagram[:2] == TUNNEL:
-            if len(datagram) < TUNNEL_OVERHEAD:
-                self._drops["tunnel_short"] += 1
-                return
-            tid = datagram[2:_TID_END]
-            link = self._links.get(tid)
-            if link is not None:
-                self._receive(link, datagram, source, now)
-            else:
-                dropped = self._early.add(tid, datagram, source, now)
-                if dropped:
-                    self._drops["early_full"] += dropped
-                self._wake_at(now + EARLY_SECONDS)
-        elif not 2 <= len(datagram) <= DATAGRAM_BYTES:
-            self._drops["datagram_length"] += 1
-        else:
-            self._report(Datagram(datagram, source))
+        if datagram[:2] != TUNNEL:
+            self._report(self._admission.admit(datagram, source, now))
+            return
+        if len(datagram) < TUNNEL_OVERHEAD:
+            raise MessageError("tunnel_short")
+        tid = datagram[2:_TID_END]
+        link = self._routes.get(tid)
+        if link is not None:
+            self._receive(link, datagram, source, now)
+            return
+        dropped = self._early.add(tid, datagram, source, now)
+        if dropped:
+            self._drops["early_full"] += dropped
+        self._alarm.at_latest(now + EARLY_SECONDS)
 
     def _receive(self, link: Link, datagram: bytes, source: Endpoint, now: float) -> None:
         try:
             plaintext = link.tunnel.open(datagram, now)
+            first = link.last_received is None
+            moved = link.heard(datagram, source, len(plaintext), now)
+            if first:
+                self._report(Alive(link.tid))
+            if moved:
+                self._report(Roamed(link.tid, source))
+            if plaintext.startswith(COOKIE_PREFIX):
+                self._keep_cookie(link, plaintext, now)
+            elif _is_control(plaintext):
+                if not link.control.take(now):
+                    raise MessageError("control_limit")
+                self._report(Control(link.tid, plaintext))
+            else:
+                self._deliver(link, plaintext, now)
         except MessageError as refused:
             link.drops[refused.reason] += 1
-            return
-        first = link.last_received is None
-        moved = link.heard(datagram, source, len(plaintext), now)
-        if first:
-            self._report(Alive(link.tid))
-        if moved:
-            self._report(Roamed(link.tid, source))
-        if plaintext.startswith(COOKIE_PREFIX):
-            self._keep_cookie(link, plaintext, now)
-        elif len(plaintext) >= IPV4_HEADER_BYTES and plaintext[9] == CONTROL_PROTOCOL and plaintext[0] >> 4 == 4:
-            self._report(Control(link.tid, plaintext))
-        else:
-            try:
-                packet = link.inbound.deliver(plaintext)
-            except MessageError as refused:
-                link.drops[refused.reason] += 1
-            else:
-                self._write_tun(packet, link.drops)
+
+    def _deliver(self, link: Link, plaintext: bytes, now: float) -> None:
+        packet: bytes | bytearray = link.inbound.deliver(plaintext)
+        if link.mtu is not None:
+            packet = clamped(packet, link.mtu)
+        if self._write_tun(packet, link.drops):
+            link.last_used = now
 
     def _keep_cookie(self, link: Link, cookie: bytes, now: float) -> None:
         """The server has gone to the next epoch in both directions; so do we, at once (section 7)."""
-        try:
-            if len(cookie) != COOKIE_BYTES:
-                raise MessageError("cookie_length")
-            link.tunnel.step(now)
-        except MessageError as refused:
-            link.drops[refused.reason] += 1
-        else:
-            link.cookie = cookie
-            self._report(Cookie(link.tid, cookie))
+        if len(cookie) != COOKIE_BYTES:
+            raise MessageError("cookie_length")
+        link.tunnel.step(now)
+        link.cookie = cookie
+        self._report(Cookie(link.tid, cookie))
 
-    def _write_tun(self, packet: bytes | bytearray, drops: Counter[str]) -> None:
+    def _write_tun(self, packet: bytes | bytearray, drops: Counter[str]) -> bool:
         try:
             os.write(self._tun, packet)
         except OSError as error:  # EIO: the device is down
             drops["tun_write_" + _errno_name(error)] += 1
+            return False
+        return True
 
     # -- deadlines and events --------------------------------------------------------------------
 
@@ -378,56 +449,32 @@ class PythonEngine:
         if not self._events.put(event):
             self._drops["events_full"] += 1
 
-    def _watch(self, link: Link) -> None:
-        deadline = link.tunnel.next_deadline
-        if deadline is not None:
-            heapq.heappush(self._link_deadlines, (deadline, link.tid))
-            self._wake_at(deadline)
-
-    def _wake_at(self, deadline: float) -> None:
-        if deadline < self._deadline:
-            self._deadline = deadline
-            self._set_timer(self._clock())
-
-    def _set_timer(self, now: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._deadline < inf:
-            delay = min(max(self._deadline - now, 0.0), TIMER_SECONDS)
-            self._timer = self._loop.call_later(delay, self._on_timer)
-
-    def _on_timer(self) -> None:
-        now = self._clock()
-        if now >= self._deadline:
-            self._expire(now)
-        else:
-            self._set_timer(now)
+    def _inbound(self, inner: IPv4Address) -> Inbound:
+        """What readdresses the packets of a tunnel for ``inner``. Raises ValueError if no tunnel can be for it."""
+        if not self._outbound.is_peer(inner.packed):
+            raise ValueError(f"{inner} cannot stand for a peer")
+        return Inbound(inner, self._host, self._own6)
 
     def _expire(self, now: float) -> None:
-        """Do all that is due, and set the timer for what is due next."""
+        """Do all that is due, and set the alarm for what is due next."""
         late = self._early.expire(now)
         if late:
             self._drops["unknown_tunnel"] += late
         waited = self._held.expire(now)
         if waited:
             self._drops["held_timeout"] += waited
-        while self._link_deadlines and self._link_deadlines[0][0] <= now:
-            _, tid = heapq.heappop(self._link_deadlines)
-            link = self._links.get(tid)
-            if link is None:
-                continue
-            link.tunnel.expire(now)
-            if link.tunnel.dead:
-                self.remove_tunnel(tid)
-                self._report(Dead(tid))
-            else:
-                self._watch(link)
-        deadlines = [self._held.next_deadline(), self._early.next_deadline()]
-        if self._link_deadlines:
-            deadlines.append(self._link_deadlines[0][0])
-        self._deadline = min((d for d in deadlines if d is not None), default=inf)
-        self._set_timer(now)
+        for link in self._routes.expire(now):
+            self.remove_tunnel(link.tid)
+            self._report(Dead(link.tid))
+        waiting = (self._held.next_deadline(), self._early.next_deadline())
+        self._alarm.set(min([self._routes.next_deadline(), *(d for d in waiting if d is not None)]))
+
+
+def _is_control(plaintext: bytes) -> bool:
+    """Whether a plaintext is for the control plane: a control packet (section 8) or the answer to an echo of ours."""
+    if len(plaintext) < IPV4_HEADER_BYTES or plaintext[0] >> 4 != 4:
+        return False
+    return plaintext[9] == CONTROL_PROTOCOL or echo_token(plaintext) is not None
 
 
 def _errno_name(error: OSError) -> str:

@@ -7,12 +7,13 @@ import socket
 import subprocess
 from collections.abc import Callable, Coroutine, Iterator
 from importlib.util import find_spec
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Interface
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pqtun.pump.engine import Engine
+from pqtun.pump.engine import Engine, HandshakeLimits
 from pqtun.pump.python import PythonEngine
 from tests.pump.rig import EngineFactory, FakeClock, Rig, rig
 
@@ -23,7 +24,9 @@ def native_engine(
     *,
     own: IPv4Address,
     subnet: IPv4Network,
+    own6: IPv6Interface | None,
     deliver_to: IPv4Address | None,
+    handshakes: HandshakeLimits | None,
     clock: FakeClock,
     loop: asyncio.AbstractEventLoop,
 ) -> Engine:
@@ -33,6 +36,7 @@ def native_engine(
 
     manual = _native.ManualClock(clock.now)
     clock.watchers.append(manual.set)
+    new = {name: value for name, value in (("own6", own6), ("handshakes", handshakes)) if value is not None}
     return NativeEngine(
         [tun_fd],
         [udp],
@@ -43,6 +47,7 @@ def native_engine(
         offload=["udp-gso", "udp-gro"],
         loop=loop,
         clock=manual,
+        **new,
     )
 
 
@@ -83,11 +88,11 @@ def _own_network() -> Iterator[None]:
 
 @pytest.fixture
 def play(factory: EngineFactory, _own_network: None) -> Play:
-    """Run a scenario with an engine that has been started."""
+    """Run a scenario with an engine that has been started; ``options`` are those of ``Rig``."""
 
-    def run(scenario: Scenario, *, deliver_to: str | None = None) -> None:
+    def run(scenario: Scenario, **options: Any) -> None:
         async def scene() -> None:
-            with rig(factory, deliver_to=deliver_to) as made:
+            with rig(factory, **options) as made:
                 await scenario(made)
 
         asyncio.run(scene())

@@ -5,12 +5,13 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address, IPv4Network
-from typing import Protocol, TypeVar
+from ipaddress import IPv4Address, IPv4Network, IPv6Interface
+from typing import Any, Protocol, TypeVar
 
+from pqtun.protocol import control, private6
 from pqtun.protocol.handshake import Session
 from pqtun.protocol.tunnel import Tunnel
-from pqtun.pump.engine import Engine, Event, Listener
+from pqtun.pump.engine import Alive, Engine, Event, HandshakeLimits, Listener, TunnelStats
 from tests.pump import packets as p
 
 T = TypeVar("T")
@@ -19,8 +20,12 @@ OWN = "10.43.0.1"
 PEER = "10.43.0.7"
 OTHER = "10.43.0.8"
 SUBNET = IPv4Network("10.43.0.0/16")
+OWN6 = IPv6Interface((private6.address6(private6.prefix(SUBNET), IPv4Address(OWN)), 64))
 # How the far end calls us and itself.
 FAR_OWN, FAR_US = "10.42.0.1", "10.42.0.9"
+# The tunnels that the rig marks its own packets with.
+_MARKED = "10.43.254.254"
+_FIRST_MARKER = 50_000
 TIMEOUT = 10.0
 
 
@@ -55,7 +60,9 @@ class EngineFactory(Protocol):
         *,
         own: IPv4Address,
         subnet: IPv4Network,
+        own6: IPv6Interface | None,
         deliver_to: IPv4Address | None,
+        handshakes: HandshakeLimits | None,
         clock: FakeClock,
         loop: asyncio.AbstractEventLoop,
     ) -> Engine: ...
@@ -71,19 +78,20 @@ def session(number: int) -> tuple[Session, Session]:
 class Far:
     """The other end of a tunnel, played by the test: one UDP socket and the protocol's own Tunnel."""
 
-    def __init__(self, rig: "Rig", number: int) -> None:
+    def __init__(self, rig: "Rig", number: int, *, epoch: int = 0, six: bool = False) -> None:
         self.rig = rig
         self.ours, theirs = session(number)
         self.tid = theirs.tid
-        self.tunnel = Tunnel(theirs.tid, theirs.send_root, theirs.recv_root, rig.clock())
-        self.socket = rig.udp_socket()
-        self.endpoint: tuple[str, int] = self.socket.getsockname()
+        self.tunnel = Tunnel(theirs.tid, theirs.send_root, theirs.recv_root, rig.clock(), epoch)
+        self.socket = rig.udp_socket(six=six)
+        self.endpoint = endpoint_of(self.socket)
 
     def seal(self, plaintext: bytes) -> bytes:
         return self.tunnel.seal(plaintext, self.rig.clock())
 
     def send(self, datagram: bytes, via: socket.socket | None = None) -> None:
-        (via or self.socket).sendto(datagram, self.rig.address)
+        sock = via or self.socket
+        sock.sendto(datagram, self.rig.address6 if sock.family == socket.AF_INET6 else self.rig.address)
 
     def send_packet(self, data: bytes) -> None:
         self.send(self.seal(from_far(data)))
@@ -101,6 +109,11 @@ class Far:
         except BlockingIOError:
             return True
         return False
+
+
+def endpoint_of(sock: socket.socket) -> tuple[str, int]:
+    host, port, *_ = sock.getsockname()
+    return host, port
 
 
 def to_far(data: bytes, destination: str = PEER) -> bytes:
@@ -124,34 +137,51 @@ _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 class Rig:
     """The engine, both its descriptors' other ends, its events and its clock."""
 
-    def __init__(self, factory: EngineFactory, *, deliver_to: str | None = None) -> None:
+    def __init__(
+        self,
+        factory: EngineFactory,
+        *,
+        deliver_to: str | None = None,
+        handshakes: HandshakeLimits | None = None,
+        own6: IPv6Interface | None = None,
+        dual: bool = False,
+    ) -> None:
+        """``dual``: the engine has a socket of both families."""
         self.clock = FakeClock()
         self._sockets: list[socket.socket] = []
         self.programs, tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.programs.setblocking(False)
         self._sockets.append(self.programs)
         self.tun_fd = tun.detach()
-        udp = self.udp_socket(ours=False)
+        udp = self.udp_socket(ours=False, dual=dual)
         self.udp_fd = udp.fileno()
-        self.address: tuple[str, int] = udp.getsockname()
+        port = udp.getsockname()[1]
+        self.address = ("127.0.0.1", port)
+        self.address6 = ("::1", port)
         self.engine = factory(
             self.tun_fd,
             udp,
             own=IPv4Address(OWN),
             subnet=SUBNET,
+            own6=own6,
             deliver_to=None if deliver_to is None else IPv4Address(deliver_to),
+            handshakes=handshakes,
             clock=self.clock,
             loop=asyncio.get_running_loop(),
         )
         self.events: list[Event] = []
         self.listener: Listener = lambda event: self.events.append(event)
-        self._probes = 0
+        self._heard = 0
+        self._markers = 0
+        self._marked: set[bytes] = set()
         self._prober = self.udp_socket()
 
-    def udp_socket(self, *, ours: bool = True) -> socket.socket:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    def udp_socket(self, *, ours: bool = True, six: bool = False, dual: bool = False) -> socket.socket:
+        sock = socket.socket(socket.AF_INET6 if six or dual else socket.AF_INET, socket.SOCK_DGRAM)
         sock.setblocking(False)
-        sock.bind(("127.0.0.1", 0))
+        if dual:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(("::" if dual else "::1" if six else "127.0.0.1", 0))
         if os.geteuid() == 0:
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 20)  # as the daemon's parent does
         if ours:
@@ -159,12 +189,21 @@ class Rig:
         return sock
 
     def start(self) -> "Rig":
-        self.engine.start(lambda event: self.listener(event))
+        self.engine.start(self._hear)
         return self
 
-    def far(self, number: int = 1, inner: str | None = PEER) -> Far:
-        """A peer; its tunnel is added for ``inner`` unless that is None."""
-        far = Far(self, number)
+    def _hear(self, event: Event) -> None:
+        self._heard += 1
+        tid = getattr(event, "tid", None)
+        if tid is not None and int.from_bytes(tid[-2:], "big") > _FIRST_MARKER:
+            if isinstance(event, Alive):
+                self._marked.add(event.tid)
+        else:
+            self.listener(event)
+
+    def far(self, number: int = 1, inner: str | None = PEER, *, six: bool = False) -> Far:
+        """A peer; its tunnel is added for ``inner`` unless that is None. ``six``: it has an IPv6 endpoint."""
+        far = Far(self, number, six=six)
         if inner is not None:
             self.add(far, inner)
         return far
@@ -204,21 +243,31 @@ class Rig:
     async def settle(self) -> None:
         """Wait until the engine has handled all that was sent to it before, and the events about it have come.
 
-        The marker comes behind all datagrams. An engine with threads counts at the end of a turn: when the second
-        packet has been counted, the turn of the marker is over. The last marker comes behind all events.
+        A marker comes behind all datagrams. An engine with threads counts at the end of a turn: when the second
+        packet has been counted, the turn of the marker is over. The last marker comes behind all events but those of
+        datagrams, of which each turn of the event loop delivers one at least.
         """
         self.drops()  # what is due is done before the first marker
         await self._marker()
         await self._probe()
         await self._probe()
         await self._marker()
+        heard = -1
+        while heard != self._heard:
+            heard = self._heard
+            for _ in range(2):
+                await asyncio.sleep(0)
 
     async def _marker(self) -> None:
-        self._probes += 1
-        marker = b"\xff\xff" + self._probes.to_bytes(4, "big")
-        self._prober.sendto(marker, self.address)
-        await self.until(lambda: any(getattr(e, "data", None) == marker for e in self.events), "the marker")
-        self.events = [e for e in self.events if getattr(e, "data", None) != marker]
+        """The first packet of a tunnel of its own is reported, whatever else is full."""
+        self._markers += 1
+        ours, theirs = session(_FIRST_MARKER + self._markers)
+        now = self.clock()
+        self.engine.add_tunnel(ours, IPv4Address(_MARKED), endpoint_of(self._prober))
+        tunnel = Tunnel(theirs.tid, theirs.send_root, theirs.recv_root, now)
+        self._prober.sendto(tunnel.seal(control.encode([], IPv4Address(FAR_OWN)), now), self.address)
+        await self.until(lambda: ours.tid in self._marked, "the marker")
+        self.engine.remove_tunnel(ours.tid)
 
     async def _probe(self) -> None:
         refused = self.drops().get("tun_not_ipv4", 0)
@@ -227,6 +276,10 @@ class Rig:
 
     def drops(self) -> dict[str, int]:
         return self.engine.stats().drops
+
+    def stats(self, far: Far) -> TunnelStats:
+        """The counters of a peer's tunnel."""
+        return next(t for t in self.engine.stats().tunnels if t.tid == far.tid)
 
     def tunnel_drops(self, tid: bytes) -> dict[str, int]:
         return next(t.drops for t in self.engine.stats().tunnels if t.tid == tid)
@@ -243,8 +296,8 @@ class Rig:
 
 
 @contextlib.contextmanager
-def rig(factory: EngineFactory, *, deliver_to: str | None = None) -> Iterator[Rig]:
-    made = Rig(factory, deliver_to=deliver_to)
+def rig(factory: EngineFactory, **options: Any) -> Iterator[Rig]:
+    made = Rig(factory, **options)
     try:
         yield made.start()
     finally:

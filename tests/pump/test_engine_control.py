@@ -3,7 +3,7 @@
 import pytest
 
 from pqtun.protocol.constants import COOKIE_BYTES, COOKIE_PREFIX, TUNNEL
-from pqtun.pump.engine import Alive, Control, Cookie, Datagram
+from pqtun.pump.engine import Alive, Control, Cookie
 from tests.pump import packets as p
 from tests.pump.conftest import Play
 from tests.pump.rig import FAR_OWN, FAR_US, Rig, delivered, to_far
@@ -21,20 +21,21 @@ def test_control_packets_stay_out_of_the_device(play: Play) -> None:
     play(scenario)
 
 
-def test_datagrams_of_the_control_plane(play: Play) -> None:
+def test_short_tunnel_packets(play: Play) -> None:
     async def scenario(rig: Rig) -> None:
         far = rig.far()
-        for data in (b"\3\0", b"\1\0" + bytes(1297), bytes(2048), b"pqccookE" + bytes(136)):
-            far.send(data)
-            assert await rig.event(Datagram) == Datagram(data, far.endpoint)
-        for data in (b"", b"\1", bytes(2049)):
-            far.send(data)
         for size in range(2, 56):
             far.send((TUNNEL + far.tid + bytes(22))[:size])
         await rig.settle()
         assert rig.events == []
-        assert rig.drops()["datagram_length"] == 3
         assert rig.drops()["tunnel_short"] == 54
+
+    play(scenario)
+
+
+def test_send_datagram(play: Play) -> None:
+    async def scenario(rig: Rig) -> None:
+        far = rig.far()
         rig.engine.send_datagram(b"\1\0hello", far.endpoint)
         assert await far.datagram() == b"\1\0hello"
 
@@ -86,20 +87,6 @@ def test_events_never_come_out_of_a_call(play: Play) -> None:
         rig.add(far)
         assert rig.events == []
         assert await rig.event(Alive) == Alive(far.tid)
-
-    play(scenario)
-
-
-@pytest.mark.root  # for a receive buffer that holds the flood
-def test_a_flood_of_datagrams_does_not_displace_other_events(play: Play) -> None:
-    async def scenario(rig: Rig) -> None:
-        stranger, far = rig.udp_socket(), rig.far()
-        for _ in range(400):
-            stranger.sendto(b"\1\0flood", rig.address)
-        far.send_packet(b"x")
-        assert await rig.delivered() == delivered(b"x")
-        assert await rig.event(Alive) == Alive(far.tid)
-        assert rig.drops()["events_full"] > 0
 
     play(scenario)
 

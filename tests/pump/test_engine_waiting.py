@@ -74,18 +74,6 @@ def test_hold_reports_nothing(play: Play) -> None:
     play(scenario)
 
 
-def test_hold_where_a_tunnel_is_changes_nothing(play: Play) -> None:
-    async def scenario(rig: Rig) -> None:
-        far = rig.far()
-        rig.engine.hold(IPv4Address(PEER))
-        assert rig.engine.stats().held_addresses == 0
-        rig.engine.remove_tunnel(far.tid)
-        rig.write(to_far(b"x"))
-        assert await rig.event(Wanted) == WANTED
-
-    play(scenario)
-
-
 def test_dropped_packets_are_gone_and_wanted_comes_again(play: Play) -> None:
     async def scenario(rig: Rig) -> None:
         drop_held(rig)  # nothing there: nothing happens

@@ -3,9 +3,12 @@
 import asyncio
 from ipaddress import IPv4Address
 
+import pytest
+
+from pqtun.pump import events
 from pqtun.pump.engine import Alive, Control, Cookie, Datagram, Dead, Event, Roamed, Wanted
 from pqtun.pump.events import EventQueue
-from pqtun.pump.limits import QUEUED_DATAGRAMS, QUEUED_PEER_EVENTS
+from pqtun.pump.limits import QUEUED_DATAGRAMS, QUEUED_EVENTS_PER_TUNNEL, QUEUED_PEER_EVENTS
 
 TID = bytes(32)
 DATAGRAM = Datagram(b"\1\0", ("192.0.2.1", 1))
@@ -19,18 +22,38 @@ async def heard(got: list[Event], count: int) -> None:
     assert len(got) >= count
 
 
-def test_order_across_kinds() -> None:
+def tid(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+def datagram(number: int, *, expected: bool = False) -> Datagram:
+    return Datagram(b"%d" % number, ("192.0.2.1", 1), expected)
+
+
+def test_events_of_tunnels_keep_their_order_and_go_before_datagrams() -> None:
     async def scene() -> None:
-        events: list[Event] = [Wanted(IPv4Address(1)), DATAGRAM, Alive(TID), DATAGRAM, Control(TID, b""), Dead(TID)]
+        put: list[Event] = [Wanted(IPv4Address(1)), DATAGRAM, Alive(TID), DATAGRAM, Control(TID, b""), Dead(TID)]
         queue, got = EventQueue(asyncio.get_running_loop()), list[Event]()
-        for event in events[:3]:
+        for event in put[:3]:
             assert queue.put(event)
         queue.start(got.append)  # what came before the start is delivered too
-        for event in events[3:]:
+        for event in put[3:]:
             assert queue.put(event)
         assert got == []
-        await heard(got, len(events))
-        assert got == events
+        await heard(got, len(put))
+        assert got == [put[n] for n in (0, 2, 4, 5, 1, 3)]
+
+    asyncio.run(scene())
+
+
+def test_expected_datagrams_go_before_others() -> None:
+    async def scene() -> None:
+        queue, got = EventQueue(asyncio.get_running_loop()), list[Event]()
+        for number in range(6):
+            queue.put(datagram(number, expected=number in (2, 5)))
+        queue.start(got.append)
+        await heard(got, 6)
+        assert got == [datagram(n, expected=n in (2, 5)) for n in (2, 5, 0, 1, 3, 4)]
 
     asyncio.run(scene())
 
@@ -40,19 +63,62 @@ def test_bounds_are_separate_and_room_comes_back() -> None:
         queue, got = EventQueue(asyncio.get_running_loop()), list[Event]()
         queue.start(got.append)
         for _ in range(2):
-            for _ in range(QUEUED_DATAGRAMS):
-                assert queue.put(DATAGRAM)
-            assert not queue.put(DATAGRAM)
-            peers: tuple[Event, ...] = (Control(TID, b""), Cookie(TID, b""), Roamed(TID, ("192.0.2.1", 1)))
-            for n in range(QUEUED_PEER_EVENTS):
-                assert queue.put(peers[n % 3])
+            for number in range(QUEUED_DATAGRAMS):
+                assert queue.put(datagram(number, expected=True))
+            assert not queue.put(datagram(0, expected=True))
+            for number in range(QUEUED_PEER_EVENTS):
+                peer = tid(number // QUEUED_EVENTS_PER_TUNNEL)
+                peers: tuple[Event, ...] = (Control(peer, b""), Cookie(peer, b""), Roamed(peer, ("192.0.2.1", 1)))
+                assert queue.put(peers[number % 3])
             assert not any(queue.put(event) for event in peers)
+            assert not queue.put(Control(tid(1000), b""))
             own: list[Event] = [Wanted(IPv4Address(1)), Alive(TID), Dead(TID)]
             assert all(queue.put(event) for event in own * 1000)
             total = QUEUED_DATAGRAMS + QUEUED_PEER_EVENTS + 3000
             await heard(got, total)
             assert len(got) == total
             got.clear()
+
+    asyncio.run(scene())
+
+
+def test_one_peer_does_not_take_the_room_of_all() -> None:
+    async def scene() -> None:
+        queue, got = EventQueue(asyncio.get_running_loop()), list[Event]()
+        queue.start(got.append)
+        for _ in range(2):
+            kept = sum(queue.put(Control(tid(1), b"")) for _ in range(QUEUED_PEER_EVENTS))
+            assert kept == QUEUED_EVENTS_PER_TUNNEL
+            assert queue.put(Control(tid(2), b""))
+            await heard(got, kept + 1)
+            got.clear()
+
+    asyncio.run(scene())
+
+
+def test_when_it_is_full_any_of_the_unexpected_datagrams_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+
+    def choose(number: int) -> int:
+        chosen.append(number)
+        return number // 2
+
+    monkeypatch.setattr(events.random, "randrange", choose)
+
+    async def scene() -> None:
+        queue, got = EventQueue(asyncio.get_running_loop()), list[Event]()
+        for number in range(QUEUED_DATAGRAMS):
+            assert queue.put(datagram(number, expected=number >= 10))
+        for number in range(QUEUED_DATAGRAMS, QUEUED_DATAGRAMS + 3):
+            assert not queue.put(datagram(number, expected=number > QUEUED_DATAGRAMS))
+        queue.start(got.append)
+        await heard(got, QUEUED_DATAGRAMS)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert chosen == [10, 10, 9]
+        numbers = [int(event.data) for event in got if isinstance(event, Datagram)]
+        expected = [*range(10, QUEUED_DATAGRAMS), QUEUED_DATAGRAMS + 1, QUEUED_DATAGRAMS + 2]
+        assert numbers == [*expected, 0, 1, 2, 3, 7, 8, 9, QUEUED_DATAGRAMS]
 
     asyncio.run(scene())
 

@@ -17,8 +17,8 @@ def test_order_and_accounting() -> None:
     held = HeldPackets()
     assert A not in held
     assert held.take(A) == []
-    assert held.hold(A)
-    assert held.hold(A)
+    assert held.hold(A, report=False)
+    assert held.hold(A, report=False)
     assert A in held
     assert held.next_deadline() is None
     assert held.add(A, b"one", 1.0)
@@ -31,8 +31,8 @@ def test_order_and_accounting() -> None:
 
 def test_bound_per_address() -> None:
     held = HeldPackets()
-    held.hold(A)
-    held.hold(B)
+    held.hold(A, report=False)
+    held.hold(B, report=False)
     for n in range(HELD_PACKETS_PER_PEER):
         assert held.add(A, address(n), 0.0)
     assert not held.add(A, b"more", 0.0)
@@ -43,25 +43,25 @@ def test_bound_per_address() -> None:
 def test_bound_of_addresses() -> None:
     held = HeldPackets()
     for n in range(HELD_ADDRESSES):
-        assert held.hold(address(n))
-    assert not held.hold(address(HELD_ADDRESSES))
-    assert held.hold(address(0))
+        assert held.hold(address(n), report=False)
+    assert not held.hold(address(HELD_ADDRESSES), report=False)
+    assert held.hold(address(0), report=False)
     held.take(address(0))
-    assert held.hold(address(HELD_ADDRESSES))
+    assert held.hold(address(HELD_ADDRESSES), report=False)
 
 
 def test_bound_of_packets_in_all() -> None:
     held = HeldPackets()
     accepted = 0
     for n in range(HELD_PACKETS // HELD_PACKETS_PER_PEER + 1):
-        held.hold(address(n))
+        held.hold(address(n), report=False)
         accepted += sum(held.add(address(n), b"x", 0.0) for _ in range(HELD_PACKETS_PER_PEER))
     assert accepted == held.packets == HELD_PACKETS
 
 
 def test_bound_of_bytes_in_all() -> None:
     held = HeldPackets()
-    held.hold(A)
+    held.hold(A, report=False)
     big = bytes(HELD_BYTES // 2)
     assert held.add(A, big, 0.0)
     assert held.add(A, big, 0.0)
@@ -70,9 +70,25 @@ def test_bound_of_bytes_in_all() -> None:
     assert (held.addresses, held.packets, held.bytes) == (0, 0, 0)
 
 
+def test_the_next_packet_is_reported_once_if_asked_for() -> None:
+    held = HeldPackets()
+    held.hold(A, report=True)
+    held.hold(B, report=False)
+    assert [held.report(inner) for inner in (A, A, B)] == [True, False, False]
+    held.hold(A, report=True)  # again, while it is held for
+    assert [held.report(inner) for inner in (A, A)] == [True, False]
+    held.hold(A, report=True)
+    held.hold(A, report=False)
+    assert not held.report(A)
+    held.hold(A, report=True)
+    held.take(A)
+    held.hold(A, report=False)
+    assert not held.report(A)
+
+
 def test_packets_expire_and_the_address_stays_held() -> None:
     held = HeldPackets()
-    held.hold(A)
+    held.hold(A, report=False)
     held.add(A, b"old", 0.0)
     held.add(A, b"young", 5.0)
     assert held.expire(HELD_SECONDS - 0.1) == 0
@@ -91,7 +107,7 @@ def test_accounting_never_drifts(steps: list[tuple[str, int, int]]) -> None:
     for step, n, size in steps:
         now += size / 4
         if step == "h":
-            held.hold(address(n))
+            held.hold(address(n), report=False)
         elif step == "a" and address(n) in held:
             held.add(address(n), bytes(size), now)
         elif step == "t":

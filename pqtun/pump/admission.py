@@ -1,0 +1,103 @@
+"""Which datagrams that are no tunnel packets reach the control plane. Pure; what it keeps has a fixed size.
+
+Anybody can send these, from any source address. What costs the control plane most, a handshake, has to be bounded
+before anything looks into it, so that neither one customer's network nor all the others together take the time that
+live tunnels and new clients need.
+"""
+
+from array import array
+from hashlib import blake2b
+from socket import AF_INET, AF_INET6, inet_pton
+from typing import Final
+
+from pqtun.protocol.constants import COOKIE_BYTES, COOKIE_PREFIX, HANDSHAKE, HANDSHAKE_BYTES, HANDSHAKE_FAILED
+from pqtun.protocol.errors import MessageError
+from pqtun.pump.budget import TokenBucket
+from pqtun.pump.engine import Datagram, Endpoint, HandshakeLimits
+from pqtun.pump.limits import (
+    ALL_BURST_SECONDS,
+    EXPECTED_SECONDS,
+    HINTS_PER_SECOND,
+    IPV4_PREFIX_BYTES,
+    IPV6_PREFIX_BYTES,
+    PREFIX_BURST_SECONDS,
+    PREFIX_SLOTS,
+    UNEXPECTED_SHARE,
+)
+
+KEY_BYTES: Final = 16
+
+
+class Admission:
+    """Admits hints at a client; at a server handshakes and returned cookies, within its limits."""
+
+    def __init__(self, limits: HandshakeLimits | None, key: bytes, now: float) -> None:
+        """Without ``limits`` it is a client's. ``key``: random bytes, so that nobody can aim at another's slot."""
+        self._hints = TokenBucket(HINTS_PER_SECOND, HINTS_PER_SECOND, now)
+        self._limits = limits
+        if limits is not None:
+            self._prefixes = _Prefixes(limits.per_prefix, key, now)
+            self._expected = _bucket(limits.per_second, now)
+            self._others = _bucket(limits.per_second * UNEXPECTED_SHARE, now)
+
+    def expect(self, host: str, now: float) -> None:
+        """The next handshake may well come from this outer address: its prefix is expected for some time."""
+        if self._limits is not None:
+            self._prefixes.expect(host, now)
+
+    def admit(self, data: bytes, source: Endpoint, now: float) -> Datagram:
+        """Return the datagram for the control plane.
+
+        Raises MessageError: datagram_unknown (neither handshake nor cookie nor hint), handshake_unwanted (at a
+        client), handshake_prefix_limit, handshake_limit, hint_unwanted (at a server), hint_limit.
+        """
+        if data == HANDSHAKE_FAILED:
+            if self._limits is not None:
+                raise MessageError("hint_unwanted")
+            if not self._hints.take(now):
+                raise MessageError("hint_limit")
+            return Datagram(data, source)
+        handshake = len(data) == HANDSHAKE_BYTES and data.startswith(HANDSHAKE)
+        if not handshake and not (len(data) == COOKIE_BYTES and data.startswith(COOKIE_PREFIX)):
+            raise MessageError("datagram_unknown")
+        if self._limits is None:
+            raise MessageError("handshake_unwanted")
+        within, expected = self._prefixes.take(source[0], now)
+        if not within:
+            raise MessageError("handshake_prefix_limit")
+        if not (self._expected if expected else self._others).take(now):
+            raise MessageError("handshake_limit")
+        return Datagram(data, source, expected)
+
+
+class _Prefixes:
+    """A token bucket for each source prefix, and until when the prefix is expected: slots that prefixes share."""
+
+    def __init__(self, rate: float, key: bytes, now: float) -> None:
+        self._rate = rate
+        self._burst = rate * PREFIX_BURST_SECONDS
+        self._key = key
+        self._levels = array("d", [self._burst]) * PREFIX_SLOTS
+        self._since = array("d", [now]) * PREFIX_SLOTS
+        self._expected_until = array("d", [now]) * PREFIX_SLOTS
+
+    def expect(self, host: str, now: float) -> None:
+        self._expected_until[self._slot(host)] = now + EXPECTED_SECONDS
+
+    def take(self, host: str, now: float) -> tuple[bool, bool]:
+        """Say whether one more is within the prefix's rate, and whether it is expected."""
+        slot = self._slot(host)
+        level = min(self._burst, self._levels[slot] + (now - self._since[slot]) * self._rate)
+        within = level >= 1.0
+        self._levels[slot] = level - 1.0 if within else level
+        self._since[slot] = now
+        return within, now < self._expected_until[slot]
+
+    def _slot(self, host: str) -> int:
+        six = ":" in host
+        prefix = inet_pton(AF_INET6, host)[:IPV6_PREFIX_BYTES] if six else inet_pton(AF_INET, host)[:IPV4_PREFIX_BYTES]
+        return int.from_bytes(blake2b(prefix, digest_size=8, key=self._key).digest(), "big") % PREFIX_SLOTS
+
+
+def _bucket(rate: float, now: float) -> TokenBucket:
+    return TokenBucket(rate, max(rate * ALL_BURST_SECONDS, 1.0), now)
