@@ -11,9 +11,10 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from pqtun.daemon import host
+from pqtun.daemon.clock import SCALE
 from pqtun.daemon.settings import CommonSettings
 from pqtun.protocol.errors import UserError
-from pqtun.pump.engine import Engine
+from pqtun.pump.engine import Engine, HandshakeLimits
 from pqtun.pump.offload import NONE, Offload
 from pqtun.pump.python import PythonEngine
 
@@ -75,8 +76,13 @@ def make_engine(
     udp: Sequence[socket.socket],
     clock: Callable[[], float],
     deliver_to: IPv4Address | None = None,
+    handshakes: HandshakeLimits | None = None,
 ) -> Engine:
-    """Return an engine that owns the worker's descriptors from now on; call it on the event loop."""
+    """Return an engine that owns the worker's descriptors from now on; call it on the event loop.
+
+    ``deliver_to``: the IPv4 address for what comes through tunnels; IPv6 does not then. ``handshakes``: a server's
+    limits; a client's engine takes none.
+    """
     if choice.fallback:
         log.warning("the native engine was not built: the Python engine moves the packets, slower (see doc/user.md)")
     descriptors = [os.dup(file.fileno()) for file in tun.files]
@@ -86,9 +92,18 @@ def make_engine(
     udp = udp[: len(descriptors)]
     loop = asyncio.get_running_loop()
     own, subnet = tun.address.ip, tun.address.network
+    own6 = tun.address6 if deliver_to is None else None
     if choice.name == "python":
         return PythonEngine(
-            descriptors[0], udp[0], own=own, subnet=subnet, deliver_to=deliver_to, clock=clock, loop=loop
+            descriptors[0],
+            udp[0],
+            own=own,
+            subnet=subnet,
+            own6=own6,
+            deliver_to=deliver_to,
+            handshakes=handshakes,
+            clock=clock,
+            loop=loop,
         )
     from pqtun.pump.native import NativeEngine  # only where it was built
 
@@ -97,7 +112,10 @@ def make_engine(
         list(udp),
         own=own,
         subnet=subnet,
+        own6=own6,
         deliver_to=deliver_to,
+        handshakes=handshakes,
+        clock_scale=SCALE,
         loop=loop,
         virtio=tun.vnet_header,
         offload=choice.offload.names,
