@@ -113,23 +113,20 @@ impl Inbound6 {
         put(packet, DESTINATION, self.host);
         let payload = packet.get_mut(upper.at..).unwrap_or(&mut []);
         let transport = upper.at as u16;
-        let mut kind = Kind::Other;
-        match upper.protocol {
-            ICMP6 if !upper.is_later_fragment() => self.icmp(payload)?,
-            _ if upper.fragment.is_some() => {}
+        let unfinished = match upper.protocol {
+            ICMP6 if !upper.is_later_fragment() => {
+                self.icmp(payload)?;
+                None
+            }
+            _ if upper.fragment.is_some() => None,
             TCP if payload.len() < TCP_HEADER_BYTES => return Err("inner6_tcp_length"),
-            TCP => {
-                if sum_tcp(payload, 0, checksums) {
-                    kind = Kind::Tcp { transport };
-                }
-            }
-            UDP => {
-                if sum_udp(payload, 0, checksums).ok_or("inner6_udp_length")? {
-                    kind = Kind::Udp { transport };
-                }
-            }
-            _ => {}
-        }
+            TCP => sum_tcp(payload, 0, checksums).then_some(Kind::Tcp { transport }),
+            UDP => sum_udp(payload, 0, checksums)
+                .ok_or("inner6_udp_length")?
+                .then_some(Kind::Udp { transport }),
+            _ => None,
+        };
+        let kind = unfinished.unwrap_or(Kind::Other);
         Ok(Delivery { len, kind })
     }
 

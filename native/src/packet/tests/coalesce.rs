@@ -75,7 +75,7 @@ pub fn full(packet: &[u8]) -> Vec<u8> {
     delivered(packet, Checksums::Full).unwrap().0
 }
 
-fn counts(packets: &[Vec<u8>]) -> Vec<usize> {
+pub fn counts(packets: &[Vec<u8>]) -> Vec<usize> {
     Batch::of(packets, true, true).counts()
 }
 

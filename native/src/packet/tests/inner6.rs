@@ -5,19 +5,6 @@ use super::*;
 
 const PAYLOADS: [usize; 5] = [0, 1, 64, 1199, 1220];
 
-/// Puts extension headers before what follows the IPv6 header; the first byte of each is overwritten.
-fn extended(packet: &[u8], headers: &[(u8, &[u8])]) -> Vec<u8> {
-    let mut next = packet[6];
-    let mut chain = vec![];
-    for (kind, header) in headers.iter().rev() {
-        chain.splice(0..0, [&[next], &header[1..]].concat());
-        next = *kind;
-    }
-    let length = (packet.len() - 40 + chain.len()) as u16;
-    let fixed = [&packet[..4], &length.to_be_bytes(), &[next], &packet[7..40]].concat();
-    [&fixed, &chain, &packet[40..]].concat()
-}
-
 /// One fragment with this offset and these flags.
 fn fragment(protocol: u8, word: u16, payload: &[u8]) -> Vec<u8> {
     let [high, low] = word.to_be_bytes();
@@ -177,7 +164,8 @@ fn fragments_that_no_sender_makes_are_refused() {
 fn extension_headers_that_are_refused() {
     let packet = Ip::inside6(UDP).udp((1, 2), b"data");
     let (routing, fragment) = ([0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 1]);
-    let cases: [(&[(u8, &[u8])], &str); 11] = [
+    type Headers<'a> = &'a [(u8, &'a [u8])];
+    let cases: [(Headers, &str); 11] = [
         (&[(0, &[0, 0, 1, 4, 0, 0, 0, 0])], "inner6_hop_by_hop"),
         (&[(60, &OPTIONS), (0, &OPTIONS)], "inner6_hop_by_hop"),
         (&[(43, &routing)], "inner6_routing"),

@@ -1,6 +1,7 @@
 //! Packets for tests, built and checked the slow and obvious way (RFC 791, 768, 9293, 8200, 1071).
 
 mod coalesce;
+mod coalesce6;
 mod icmp;
 mod inner;
 mod inner6;
@@ -164,6 +165,19 @@ impl Default for TcpHeader {
             options: timestamps,
         }
     }
+}
+
+/// Puts extension headers before what follows the IPv6 header; the first byte of each is overwritten.
+pub fn extended(packet: &[u8], headers: &[(u8, &[u8])]) -> Vec<u8> {
+    let mut next = packet[6];
+    let mut chain = vec![];
+    for (kind, header) in headers.iter().rev() {
+        chain.splice(0..0, [&[next], &header[1..]].concat());
+        next = *kind;
+    }
+    let length = (packet.len() - 40 + chain.len()) as u16;
+    let fixed = [&packet[..4], &length.to_be_bytes(), &[next], &packet[7..40]].concat();
+    [&fixed, &chain, &packet[40..]].concat()
 }
 
 /// What a sender puts into the tunnel.

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::coalesce::{cut, full, tcp_stream, udp_stream, Batch};
+use super::coalesce6::six;
 use super::inner::nearly;
+use super::inner6::nearly6;
 use super::*;
 
 /// One step of a flow: which of four flows, what happens, and how many bytes.
@@ -17,12 +19,15 @@ fn steps() -> impl Strategy<Value = Vec<(u8, u8, u16)>> {
 }
 
 /// Flows that mostly run on, with everything that disturbs one now and then. Two are TCP, two UDP.
-fn play(steps: &[(u8, u8, u16)], unfragmented: bool) -> Vec<Vec<u8>> {
+fn play(steps: &[(u8, u8, u16)], unfragmented: bool, six: [bool; 4]) -> Vec<Vec<u8>> {
     let fragment = if unfragmented { 0x4000 } else { 0 };
     let mut ips = [TCP, TCP, UDP, UDP].map(|protocol| Ip {
         fragment,
         ..Ip::new(protocol)
     });
+    for (ip, _) in ips.iter_mut().zip(six).filter(|(_, six)| *six) {
+        (ip.source, ip.target) = (SENDER6.to_vec(), TARGET6.to_vec());
+    }
     let mut headers = [1, 2].map(|port| TcpHeader {
         ports: (port, 80),
         ..TcpHeader::default()
@@ -83,11 +88,17 @@ fn play(steps: &[(u8, u8, u16)], unfragmented: bool) -> Vec<Vec<u8>> {
         } else {
             let mut datagram = disturbed.udp((flow as u16, 9), &data);
             if event == 29 && disturbed.options.is_empty() {
-                datagram[26..28].fill(0);
+                let at = datagram.len() - data.len() - 2;
+                datagram[at..at + 2].fill(0);
             }
             datagram
         };
-        cleared(&packet)
+        cleared(&match (event, packet[0] >> 4) {
+            (25..=26, 6) => extended(&packet, &[(44, &[0, 0, 0, event - 25, 0, 0, 0, 1])]),
+            (27, 6) => extended(&packet, &[(60, &[0, 0, 1, 4, 0, 0, 0, 0])]),
+            (28, 6) => [&packet[..3], &[7], &packet[4..]].concat(),
+            _ => packet,
+        })
     };
     let played = steps.iter().enumerate().map(step);
     played
@@ -97,6 +108,12 @@ fn play(steps: &[(u8, u8, u16)], unfragmented: bool) -> Vec<Vec<u8>> {
 
 /// A flow, or the number of a packet that belongs to none.
 fn key(packet: &[u8], index: usize) -> Vec<u8> {
+    if packet[0] >> 4 == 6 {
+        return match packet[6] {
+            TCP | UDP => [&packet[6..7], &packet[8..44]].concat(),
+            _ => index.to_be_bytes().to_vec(),
+        };
+    }
     let header = usize::from(packet[0] & 15) * 4;
     match packet[9] {
         TCP | UDP if word(packet, 6) & 0x3FFF == 0 => {
@@ -118,7 +135,7 @@ fn by_flow(packets: &[Vec<u8>]) -> BTreeMap<Vec<u8>, Vec<Vec<u8>>> {
 
 /// The identification does not matter where fragments are forbidden (RFC 6864); the kernel counts it up when it cuts.
 fn without_identification(mut packet: Vec<u8>) -> Vec<u8> {
-    if word(&packet, 6) & DONT_FRAGMENT != 0 {
+    if packet[0] >> 4 == 4 && word(&packet, 6) & DONT_FRAGMENT != 0 {
         packet[4..6].fill(0);
         packet[10..12].fill(0);
     }
@@ -129,8 +146,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn cutting_gives_back_what_was_joined(steps in steps(), unfragmented: bool, tso: bool, uso: bool) {
-        let packets = play(&steps, unfragmented);
+    fn cutting_gives_back_what_was_joined(
+        steps in steps(),
+        unfragmented: bool,
+        six: [bool; 4],
+        tso in prop::bool::weighted(0.8),
+        uso in prop::bool::weighted(0.8),
+    ) {
+        let packets = play(&steps, unfragmented, six);
         let batch = Batch::of(&packets, tso, uso);
         let want: Vec<_> = packets.iter().map(|packet| without_identification(full(packet))).collect();
         let writes = batch.writes();
@@ -149,7 +172,12 @@ proptest! {
     #[test]
     fn undisturbed_flows_come_back_to_the_byte(sizes in prop::collection::vec(1usize..200, 1..90), most in 1usize..200) {
         let sizes: Vec<_> = sizes.iter().map(|size| (*size).min(most)).collect();
-        for packets in [tcp_stream(&sizes, |_, _, _| {}), udp_stream(&sizes, |_, _, _| {})] {
+        for packets in [
+            tcp_stream(&sizes, |_, _, _| {}),
+            udp_stream(&sizes, |_, _, _| {}),
+            tcp_stream(&sizes, |_, ip, _| six(ip)),
+            udp_stream(&sizes, |_, ip, _| six(ip)),
+        ] {
             let batch = Batch::of(&packets, true, true);
             let got: Vec<_> = batch.writes().iter().flat_map(|(header, packet)| cut(header, packet)).collect();
             prop_assert_eq!(got, packets.iter().map(|packet| full(packet)).collect::<Vec<_>>());
@@ -157,7 +185,7 @@ proptest! {
     }
 
     #[test]
-    fn any_packets_come_out_once(packets in prop::collection::vec(nearly(), 0..40)) {
+    fn any_packets_come_out_once(packets in prop::collection::vec(prop_oneof![nearly(), nearly6()], 0..40)) {
         let packets: Vec<_> = packets.into_iter().filter(|packet| delivered(packet, Checksums::Partial).is_ok()).collect();
         let batch = Batch::of(&packets, true, true);
         let count: usize = batch.counts().iter().sum();
@@ -168,8 +196,14 @@ proptest! {
 
     #[test]
     fn never_panics(
-        arena in prop::collection::vec(prop_oneof![Just(0x45u8), Just(TCP), Just(UDP), Just(0), any::<u8>()], 0..400),
-        places in prop::collection::vec((0usize..420, 0usize..120, 0u8..3, prop_oneof![Just(20u16), any::<u16>()]), 0..40),
+        arena in prop::collection::vec(
+            prop_oneof![Just(0x45u8), Just(0x60), Just(TCP), Just(UDP), Just(0), any::<u8>()],
+            0..400,
+        ),
+        places in prop::collection::vec(
+            (0usize..420, 0usize..120, 0u8..3, prop_oneof![Just(20u16), Just(40), any::<u16>()]),
+            0..40,
+        ),
     ) {
         let mut coalescer = Coalescer::new(true, true);
         for (start, len, kind, transport) in places {
