@@ -8,7 +8,8 @@ use std::hint::black_box;
 
 use chacha20::cipher::{KeyIvInit, StreamCipher};
 use chacha20::ChaCha20;
-use ring::aead::{Aad, LessSafeKey, Nonce, Tag, UnboundKey, CHACHA20_POLY1305, NONCE_LEN};
+pub use ring::aead::NONCE_LEN;
+use ring::aead::{Aad, LessSafeKey, Nonce, Tag, UnboundKey, CHACHA20_POLY1305};
 
 pub const KEY: usize = 32;
 pub const TAG: usize = 16;
@@ -41,6 +42,21 @@ impl Cipher {
         self.used = true;
         let made = keyed(key).seal_in_place_separate_tag(Nonce::assume_unique_for_key(NONCE), Aad::from(ad), text);
         // The only refusal is of a text beyond 256 GB.
+        tag.copy_from_slice(made.expect("a text of packet size").as_ref());
+    }
+
+    /// The same with a nonce, for a key that is used more than once.
+    #[inline(never)]
+    pub fn seal_as(
+        &mut self,
+        key: &[u8; KEY],
+        nonce: &[u8; NONCE_LEN],
+        ad: &[u8],
+        text: &mut [u8],
+        tag: &mut [u8; TAG],
+    ) {
+        self.used = true;
+        let made = keyed(key).seal_in_place_separate_tag(Nonce::assume_unique_for_key(*nonce), Aad::from(ad), text);
         tag.copy_from_slice(made.expect("a text of packet size").as_ref());
     }
 

@@ -4,30 +4,23 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fs::File;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use crate::admission::Limits;
 use crate::clock::Clock;
+use crate::cookie::Sealing;
 use crate::drops::Drops;
 use crate::events::{Event, Events};
 use crate::lane::Lane;
 use crate::offload::{Offload, State, Wanted};
-use crate::packet::icmp::host_unreachable;
-use crate::packet::inner::{Inbound, Outbound};
+use crate::packet::host_unreachable;
 use crate::sender::Plaintext;
-use crate::shared::Shared;
+use crate::shared::{Place, Shared};
 use crate::tunnel::{Beginning, Tid, Tunnel, TunnelStats};
 use crate::worker::{self, Stop, SLOTS};
-
-/// Where this host stands.
-pub struct Place {
-    pub own: [u8; 4],
-    pub network: u32,
-    pub mask: u32,
-    pub deliver_to: Option<[u8; 4]>,
-}
 
 /// A tunnel's deadline as bits: for positive numbers they compare as the numbers do.
 type Deadline = Reverse<(u64, Tid)>;
@@ -72,6 +65,7 @@ impl Engine {
         tuns: Vec<OwnedFd>,
         sockets: Vec<OwnedFd>,
         place: &Place,
+        handshakes: Option<Limits>,
         virtio: bool,
         wanted: Wanted,
         clock: Clock,
@@ -89,14 +83,7 @@ impl Engine {
         }
         let offload = Offload::new(wanted);
         offload.probe(&tuns, &sockets, virtio);
-        let shared = Arc::new(Shared::new(
-            Events::new()?,
-            Outbound::new(place.own, place.network, place.mask, place.deliver_to),
-            place.deliver_to.unwrap_or(place.own),
-            clock,
-            virtio,
-            offload,
-        ));
+        let shared = Arc::new(Shared::new(Events::new()?, place, handshakes, clock, virtio, offload));
         let queues: Vec<_> = tuns
             .into_iter()
             .zip(sockets)
@@ -167,7 +154,7 @@ impl Engine {
             return Err(Refused::Closed);
         };
         let now = self.shared.clock.now();
-        let inbound = Inbound::new(inner, self.shared.host);
+        let inbound = self.shared.inbound(inner);
         let tunnel = Arc::new(Tunnel::new(beginning, inbound, now).map_err(Refused::System)?);
         deadlines.push(Reverse((tunnel.deadline().to_bits(), tid)));
         // Workers that have a packet for this tunnel wait here until it is complete.
@@ -200,9 +187,7 @@ impl Engine {
         let now = self.shared.clock.now();
         let before = tunnel.inner();
         let mut waiting = self.shared.waiting();
-        self.shared
-            .table
-            .transfer(&tunnel, inner, Inbound::new(inner, self.shared.host));
+        self.shared.table.transfer(&tunnel, inner, self.shared.inbound(inner));
         if before != inner && !waiting.held.holds(before) {
             self.shared.table.open_route(before);
         }
@@ -223,6 +208,24 @@ impl Engine {
         if let Some(tunnel) = self.shared.table.tunnel(tid) {
             tunnel.confirm(endpoint);
         }
+    }
+
+    /// Sends the peer its tunnel as a cookie, and forgets it.
+    pub fn put_aside(&mut self, tid: &Tid, sealing: &Sealing) {
+        let (Some(tunnel), Some(Control { lane, .. })) = (self.shared.table.tunnel(tid), &mut self.control) else {
+            return;
+        };
+        let now = self.shared.clock.now();
+        if let Err(reason) = lane.sender.put_aside(&tunnel, sealing, now) {
+            tunnel.send_side().drops.count(reason);
+        }
+        lane.sender.flush(now);
+        forget(&self.shared, tid);
+        lane.settle(false);
+    }
+
+    pub fn expect(&mut self, host: IpAddr) {
+        self.shared.admission.expect(host, self.shared.clock.now());
     }
 
     pub fn set_mtu(&mut self, tid: &Tid, mtu: u32) {

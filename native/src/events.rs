@@ -1,6 +1,7 @@
 //! What the engine reports to the control plane: a bounded queue and a descriptor that says when to look.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,13 +9,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{eventfd, EventfdFlags};
 
-use crate::limits::{QUEUED_DATAGRAMS, QUEUED_PEER_EVENTS};
+use crate::limits::{QUEUED_DATAGRAMS, QUEUED_EVENTS_PER_TUNNEL, QUEUED_PEER_EVENTS};
 use crate::tunnel::Tid;
 
 /// As in pqtun/pump/engine.py.
 #[derive(Debug, PartialEq)]
 pub enum Event {
-    Datagram(Vec<u8>, SocketAddr),
+    /// The last says whether it was expected.
+    Datagram(Vec<u8>, SocketAddr, bool),
     Wanted([u8; 4]),
     Alive(Tid),
     Roamed(Tid, SocketAddr),
@@ -26,14 +28,63 @@ pub enum Event {
 
 #[derive(Default)]
 struct Queue {
+    /// In order.
     events: VecDeque<Event>,
-    datagrams: usize,
+    /// Datagrams, which come after the events: those that were expected, and others.
+    expected: VecDeque<Event>,
+    others: VecDeque<Event>,
+    /// How many events of each peer there are.
+    of_peers: HashMap<Tid, usize>,
     peer_events: usize,
     failed: bool,
+    /// Draws which datagram has to go, by a random key and a number.
+    lot: RandomState,
+    drawn: u64,
 }
 
-/// What anybody on the network can cause and what a peer can cause is bounded, each by itself; the rest is bounded by
-/// the tables that it comes from.
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.expected.is_empty() && self.others.is_empty()
+    }
+
+    fn put(&mut self, event: Event) -> bool {
+        match event {
+            Event::Datagram(_, _, expected) => return self.put_datagram(event, expected),
+            Event::Control(tid, _) | Event::Cookie(tid, _) | Event::Roamed(tid, _) => {
+                let of_peer = self.of_peers.entry(tid).or_default();
+                if self.peer_events >= QUEUED_PEER_EVENTS || *of_peer >= QUEUED_EVENTS_PER_TUNNEL {
+                    return false;
+                }
+                *of_peer += 1;
+                self.peer_events += 1;
+            }
+            Event::Failed(_) if self.failed => return true,
+            Event::Failed(_) => self.failed = true,
+            Event::Wanted(_) | Event::Alive(_) | Event::Dead(_) => {}
+        }
+        self.events.push_back(event);
+        true
+    }
+
+    /// Where there are too many, one of those that were not expected goes, and nobody decides which.
+    fn put_datagram(&mut self, event: Event, expected: bool) -> bool {
+        let room = self.expected.len() + self.others.len() < QUEUED_DATAGRAMS;
+        if !room {
+            if self.others.is_empty() {
+                return false;
+            }
+            self.drawn += 1;
+            self.others
+                .remove(self.lot.hash_one(self.drawn) as usize % self.others.len());
+        }
+        let datagrams = if expected { &mut self.expected } else { &mut self.others };
+        datagrams.push_back(event);
+        room
+    }
+}
+
+/// What anybody on the network can cause, what a peer can cause and what all of them can is bounded, each by itself; the
+/// rest is bounded by the tables that it comes from.
 pub struct Events {
     queue: Mutex<Queue>,
     ready: OwnedFd,
@@ -53,42 +104,37 @@ impl Events {
         self.ready.as_fd()
     }
 
-    /// Queues an event. False if there are too many of its kind, and it is lost.
+    /// Queues an event. False if there are too many of its kind, and it or one before it is lost.
     #[must_use]
     pub fn put(&self, event: Event) -> bool {
         let mut queue = self.lock();
-        match event {
-            Event::Datagram(..) if queue.datagrams >= QUEUED_DATAGRAMS => return false,
-            Event::Datagram(..) => queue.datagrams += 1,
-            Event::Control(..) | Event::Cookie(..) | Event::Roamed(..) => {
-                if queue.peer_events >= QUEUED_PEER_EVENTS {
-                    return false;
-                }
-                queue.peer_events += 1;
-            }
-            Event::Failed(_) if queue.failed => return true,
-            Event::Failed(_) => queue.failed = true,
-            Event::Wanted(_) | Event::Alive(_) | Event::Dead(_) => {}
-        }
-        queue.events.push_back(event);
-        if queue.events.len() == 1 {
+        let first = queue.is_empty();
+        let kept = queue.put(event);
+        if first && !queue.is_empty() {
             // It can only fail when its counter is full, and then it is readable.
             let _ = rustix::io::write(&self.ready, &1u64.to_ne_bytes());
         }
-        true
+        kept
     }
 
-    /// Takes all events.
+    /// Takes all events, datagrams last.
     pub fn take(&self) -> VecDeque<Event> {
         // First this: an event that comes in between says so again.
         let _ = rustix::io::read(&self.ready, &mut [0; 8]);
         let mut queue = self.lock();
-        queue.datagrams = 0;
         queue.peer_events = 0;
-        std::mem::take(&mut queue.events)
+        queue.of_peers.clear();
+        let mut all = std::mem::take(&mut queue.events);
+        all.append(&mut queue.expected);
+        all.append(&mut queue.others);
+        all
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+#[path = "events_tests.rs"]
+mod tests;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use crate::crypto::scrub_stack;
 use crate::events::Event;
-use crate::packet::segment::{finish_checksum, Plan, VnetHeader, VNET_HEADER_BYTES};
+use crate::packet::mss::clamp;
+use crate::packet::{finish_checksum, largest, too_big, Plan, VnetHeader, VNET_HEADER_BYTES};
 use crate::receiver::Receiver;
 use crate::sender::{Plaintext, Sender};
 use crate::shared::Shared;
@@ -108,8 +109,8 @@ impl Lane {
 
     /// Takes what is held for the address of a tunnel, and queues it for sending.
     pub fn send_held(&mut self, tunnel: &Arc<Tunnel>, held: &mut Held, now: f64) {
-        for packet in held.take(tunnel.inner()) {
-            self.sender.seal(tunnel, Plaintext::Packet(&packet), now);
+        for mut packet in held.take(tunnel.inner()) {
+            forward(&mut self.sender, &self.receiver, tunnel, &mut packet, None, now);
         }
     }
 
@@ -141,19 +142,15 @@ impl Lane {
                 finish_checksum(&header, packet)?;
             }
         }
-        let text = match &plan {
-            Some(plan) => Plaintext::Cut(plan, packet),
-            None => Plaintext::Packet(packet),
-        };
         if let Some(tunnel) = self.shared.table.route(inner) {
-            self.sender.seal(&tunnel, text, now);
+            forward(&mut self.sender, &self.receiver, &tunnel, packet, plan.as_ref(), now);
             return Ok(());
         }
         let mut waiting = self.shared.waiting();
         // Whoever adds a tunnel holds the lock meanwhile: no packet overtakes those that were held.
         if let Some(tunnel) = self.shared.table.route(inner) {
             drop(waiting);
-            self.sender.seal(&tunnel, text, now);
+            forward(&mut self.sender, &self.receiver, &tunnel, packet, plan.as_ref(), now);
             return Ok(());
         }
         if !waiting.held.holds(inner) && !waiting.held.hold(inner, true) {
@@ -182,5 +179,46 @@ impl Lane {
             self.shared.report(Event::Wanted(inner), &mut self.sender.drops);
         }
         Ok(())
+    }
+}
+
+/// Queues a packet of a program for the peer, as far as the path there takes it.
+fn forward(
+    sender: &mut Sender,
+    receiver: &Receiver,
+    tunnel: &Arc<Tunnel>,
+    packet: &mut [u8],
+    plan: Option<&Plan>,
+    now: f64,
+) {
+    if let Some(mtu) = tunnel.mtu() {
+        if plan.map_or(packet.len(), Plan::longest) > largest(packet, mtu) {
+            refuse(receiver, tunnel, packet, plan, mtu);
+            return;
+        }
+        clamp(packet, mtu);
+    }
+    let text = match plan {
+        Some(plan) => Plaintext::Cut(plan, packet),
+        None => Plaintext::Packet(packet),
+    };
+    sender.seal(tunnel, text, now);
+}
+
+/// Tells a program that its packet is too big, or the first one that it was to be cut in.
+#[cold]
+fn refuse(receiver: &Receiver, tunnel: &Tunnel, packet: &[u8], plan: Option<&Plan>, mtu: u16) {
+    let count = plan.map_or(1, Plan::count);
+    tunnel.send_side().drops.add(("tun_too_big", 0), count as u64);
+    let answer = match plan {
+        Some(plan) => {
+            let mut first = vec![0; plan.longest()];
+            plan.write(0, packet, &mut first);
+            too_big(&first, mtu)
+        }
+        None => too_big(packet, mtu),
+    };
+    if let Some(Err(error)) = answer.map(|answer| receiver.write_packet(answer.as_bytes())) {
+        tunnel.count_unwritten(&error, 1);
     }
 }

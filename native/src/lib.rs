@@ -1,7 +1,9 @@
 //! The native packet engine of pqtun: moves packets between TUN queues and UDP sockets, on threads of its own.
 
+pub mod admission;
 pub mod bucket;
 pub mod clock;
+pub mod cookie;
 pub mod crypto;
 pub mod drops;
 pub mod engine;

@@ -12,12 +12,9 @@ pub const BLOCKS_AHEAD: u32 = 16;
 pub const AHEAD_BUDGET: f64 = 200_000.0;
 pub const FORGED_PRICE: f64 = 10.0;
 
-/// Bytes to an address at which the peer was not shown to be reached, and a second's.
 pub const UNCONFIRMED_BYTES: f64 = 262_144.0;
 pub const UNCONFIRMED_RATE: f64 = 25_600.0;
-/// What comes from there allows so many times as much.
 pub const UNCONFIRMED_FACTOR: u64 = 3;
-/// Control packets of a tunnel that are reported, a second's and at once.
 pub const CONTROL_RATE: f64 = 100.0;
 pub const CONTROL_BURST: f64 = 200.0;
 
@@ -34,4 +31,15 @@ pub const EARLY_SECONDS: f64 = 1.0;
 
 pub const QUEUED_DATAGRAMS: usize = 256;
 pub const QUEUED_PEER_EVENTS: usize = 1024;
-pub const DATAGRAM_BYTES: usize = 2048;
+pub const QUEUED_EVENTS_PER_TUNNEL: usize = 64;
+
+pub const PREFIX_BURST_SECONDS: f64 = 2.0;
+pub const ALL_BURST_SECONDS: f64 = 0.25;
+pub const UNEXPECTED_SHARE: f64 = 0.25;
+pub const IPV4_PREFIX_BYTES: usize = 3;
+pub const IPV6_PREFIX_BYTES: usize = 7;
+pub const PREFIX_SLOTS: usize = 1 << 16;
+pub const EXPECTED_SECONDS: f64 = 120.0;
+pub const HINTS_PER_SECOND: f64 = 10.0;
+
+pub const LEAST_MTU: u32 = 576;

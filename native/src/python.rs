@@ -10,14 +10,18 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 
+use crate::admission::Limits;
 use crate::clock::Clock;
+use crate::cookie::Sealing;
+use crate::crypto::NONCE_LEN;
 use crate::drops::Drops;
-use crate::engine::{Engine, Place, Refused};
+use crate::engine::{Engine, Refused};
 use crate::events::Event;
 use crate::limits;
 use crate::offload::{State, Wanted};
 use crate::schedule::{work, Key, Work, KEY};
 use crate::secret;
+use crate::shared::Place;
 use crate::sys;
 use crate::tunnel::Beginning;
 
@@ -51,17 +55,19 @@ struct Core {
 impl Core {
     /// Takes over the descriptors. `offload`: the names that may be used. Raises OSError, ValueError.
     #[new]
-    #[pyo3(signature = (tuns, sockets, *, own, network, mask, deliver_to, virtio, offload, clock=None, clock_scale=1.0))]
+    #[pyo3(signature = (tuns, sockets, *, own, own6, network, mask, deliver_to, virtio, offload, handshakes, clock=None, clock_scale=1.0))]
     #[allow(clippy::too_many_arguments)] // keywords in Python
     fn new(
         tuns: Vec<RawFd>,
         sockets: Vec<RawFd>,
         own: [u8; 4],
+        own6: Option<[u8; 16]>,
         network: u32,
         mask: u32,
         deliver_to: Option<[u8; 4]>,
         virtio: bool,
         offload: Vec<String>,
+        handshakes: Option<(f64, f64)>,
         clock: Option<&Bound<'_, ManualClock>>,
         clock_scale: f64,
     ) -> PyResult<Self> {
@@ -72,10 +78,12 @@ impl Core {
             own_all(sockets)?,
             &Place {
                 own,
+                own6,
                 network,
                 mask,
                 deliver_to,
             },
+            handshakes.map(|(per_second, per_prefix)| Limits { per_second, per_prefix }),
             virtio,
             Wanted {
                 tun_tso: wants("tun-tso"),
@@ -107,7 +115,9 @@ impl Core {
         for event in self.engine.events() {
             let bytes = |data: &[u8]| PyBytes::new(py, data);
             match event {
-                Event::Datagram(data, source) => list.append(("Datagram", bytes(&data), endpoint(source)))?,
+                Event::Datagram(data, source, expected) => {
+                    list.append(("Datagram", bytes(&data), endpoint(source), expected))?;
+                }
                 Event::Wanted(inner) => list.append(("Wanted", bytes(&inner)))?,
                 Event::Alive(tid) => list.append(("Alive", bytes(&tid)))?,
                 Event::Roamed(tid, source) => list.append(("Roamed", bytes(&tid), endpoint(source)))?,
@@ -157,6 +167,24 @@ impl Core {
 
     fn confirm(&mut self, tid: Key, endpoint: Endpoint) {
         self.engine.confirm(&tid, address(endpoint));
+    }
+
+    /// Sends the peer its tunnel as a cookie, and forgets it.
+    fn put_aside(&mut self, tid: Key, key: &[u8], nonce: [u8; NONCE_LEN], timestamp: u64) -> PyResult<()> {
+        let key = key
+            .try_into()
+            .map_err(|_| PyValueError::new_err("a cookie key has 32 bytes"))?;
+        let sealing = Sealing {
+            key,
+            nonce: &nonce,
+            timestamp,
+        };
+        self.engine.put_aside(&tid, &sealing);
+        Ok(())
+    }
+
+    fn expect(&mut self, host: IpAddr) {
+        self.engine.expect(host.to_canonical());
     }
 
     fn set_mtu(&mut self, tid: Key, mtu: u32) {
@@ -294,6 +322,8 @@ fn bounds() -> Vec<(&'static str, f64)> {
     vec![
         ("RECEIVE_WINDOW", limits::RECEIVE_WINDOW as f64),
         ("SKIPPED_BLOCKS", limits::SKIPPED_BLOCKS as f64),
+        ("ALL_BLOCKS", limits::ALL_BLOCKS as f64),
+        ("SKIPPED_WHEN_SHORT", limits::SKIPPED_WHEN_SHORT as f64),
         ("EPOCHS_AHEAD", limits::EPOCHS_AHEAD as f64),
         ("BLOCKS_AHEAD", limits::BLOCKS_AHEAD as f64),
         ("FORGED_PRICE", limits::FORGED_PRICE),
@@ -314,7 +344,16 @@ fn bounds() -> Vec<(&'static str, f64)> {
         ("EARLY_SECONDS", limits::EARLY_SECONDS),
         ("QUEUED_DATAGRAMS", limits::QUEUED_DATAGRAMS as f64),
         ("QUEUED_PEER_EVENTS", limits::QUEUED_PEER_EVENTS as f64),
-        ("DATAGRAM_BYTES", limits::DATAGRAM_BYTES as f64),
+        ("QUEUED_EVENTS_PER_TUNNEL", limits::QUEUED_EVENTS_PER_TUNNEL as f64),
+        ("PREFIX_BURST_SECONDS", limits::PREFIX_BURST_SECONDS),
+        ("ALL_BURST_SECONDS", limits::ALL_BURST_SECONDS),
+        ("UNEXPECTED_SHARE", limits::UNEXPECTED_SHARE),
+        ("IPV4_PREFIX_BYTES", limits::IPV4_PREFIX_BYTES as f64),
+        ("IPV6_PREFIX_BYTES", limits::IPV6_PREFIX_BYTES as f64),
+        ("PREFIX_SLOTS", limits::PREFIX_SLOTS as f64),
+        ("EXPECTED_SECONDS", limits::EXPECTED_SECONDS),
+        ("HINTS_PER_SECOND", limits::HINTS_PER_SECOND),
+        ("LEAST_MTU", f64::from(limits::LEAST_MTU)),
     ]
 }
 

@@ -10,18 +10,16 @@ use std::sync::Arc;
 use crate::crypto::Cipher;
 use crate::drops::Drops;
 use crate::events::Event;
-use crate::limits::DATAGRAM_BYTES;
-use crate::packet::coalesce::{Coalescer, MOST_PIECES};
-use crate::packet::inner::{Checksums, Delivery};
-use crate::packet::segment::VnetHeader;
+use crate::packet::coalesce::MOST_PIECES;
+use crate::packet::mss::clamp;
+use crate::packet::{echo_token, peer_of, Checksums, Coalescer, Delivery, VnetHeader};
 use crate::schedule::{work, Work};
 use crate::shared::Shared;
 use crate::sys::{self, Incoming, MAX_MESSAGES};
-use crate::tunnel::{Heard, ReceiveSide, Tid, Tunnel, HEADER, OVERHEAD, TAG, TID, TUNNEL};
+use crate::tunnel::{Heard, ReceiveSide, Tid, Tunnel, COOKIE_PREFIX, HEADER, OVERHEAD, TAG, TID, TUNNEL};
 
 /// The longest UDP payload and what UDP_GRO merges, with room to spare.
 const SLOT: usize = 65536;
-const COOKIE_PREFIX: &[u8] = b"pqccookE";
 const CONTROL_PROTOCOL: u8 = 253;
 const IPV4_HEADER: usize = 20;
 
@@ -118,7 +116,7 @@ impl Receiver {
         };
         let mut at = start;
         if message.len == 0 {
-            self.drops.count("datagram_length");
+            self.drops.count("datagram_unknown");
         }
         while at < end {
             let datagram = at..end.min(at + size);
@@ -131,7 +129,7 @@ impl Receiver {
                     }
                 },
                 None => {
-                    self.other(datagram.clone(), message.source);
+                    self.other(datagram.clone(), message.source, now);
                     datagram.end
                 }
             }
@@ -185,14 +183,23 @@ impl Receiver {
                     .report(Event::Cookie(tunnel.tid, plaintext.to_vec()), &mut self.drops),
                 Err(reason) => side.drops.count(reason),
             }
-        } else if plaintext.len() >= IPV4_HEADER && plaintext[9] == CONTROL_PROTOCOL && plaintext[0] >> 4 == 4 {
-            if side.takes_control(now) {
-                self.shared
-                    .report(Event::Control(tunnel.tid, plaintext.to_vec()), &mut self.drops);
-            } else {
-                side.drops.count("control_limit");
-            }
-        } else if let Some(coalescer) = &mut self.coalescer {
+        } else if !is_control(plaintext) {
+            self.deliver(tunnel, side, text, now);
+        } else if side.takes_control(now) {
+            self.shared
+                .report(Event::Control(tunnel.tid, plaintext.to_vec()), &mut self.drops);
+        } else {
+            side.drops.count("control_limit");
+        }
+    }
+
+    /// Hands a packet on to the programs.
+    fn deliver(&mut self, tunnel: &Tunnel, side: &mut ReceiveSide, text: Range<usize>, now: f64) {
+        let plaintext = &mut self.arena[text.clone()];
+        if let Some(mtu) = tunnel.mtu() {
+            clamp(plaintext, mtu);
+        }
+        if let Some(coalescer) = &mut self.coalescer {
             match side.inbound.deliver(plaintext, Checksums::Partial) {
                 Err(reason) => side.drops.count(reason),
                 Ok(delivery) => {
@@ -206,12 +213,10 @@ impl Receiver {
         } else {
             match side.inbound.deliver(plaintext, Checksums::Full) {
                 Err(reason) => side.drops.count(reason),
-                Ok(delivery) => {
-                    side.last_used = Some(now);
-                    if let Err(error) = (&*self.tun).write(&plaintext[..delivery.len]) {
-                        side.drops.count_error("tun_write", &error);
-                    }
-                }
+                Ok(delivery) => match (&*self.tun).write(&plaintext[..delivery.len]) {
+                    Ok(_) => side.last_used = Some(now),
+                    Err(error) => side.drops.count_error("tun_write", &error),
+                },
             }
         }
     }
@@ -264,7 +269,7 @@ impl Receiver {
                 let drops = match run
                     .packets()
                     .next()
-                    .and_then(|(start, _)| source_of(&self.arena[start..]))
+                    .and_then(|(start, _)| peer_of(&self.arena[start..]))
                 {
                     Some(inner) => self.shared.table.latest(inner),
                     None => None,
@@ -297,15 +302,18 @@ impl Receiver {
         }
     }
 
-    fn other(&mut self, datagram: Range<usize>, source: SocketAddr) {
+    fn other(&mut self, datagram: Range<usize>, source: SocketAddr, now: f64) {
         let bytes = &self.arena[datagram];
         if bytes.starts_with(&TUNNEL) {
             self.drops.count("tunnel_short");
-        } else if (2..=DATAGRAM_BYTES).contains(&bytes.len()) {
-            self.shared
-                .report(Event::Datagram(bytes.to_vec(), source), &mut self.drops);
-        } else {
-            self.drops.count("datagram_length");
+            return;
+        }
+        match self.shared.admission.admit(bytes, source, now) {
+            Ok(expected) => {
+                let event = Event::Datagram(bytes.to_vec(), source, expected);
+                self.shared.report(event, &mut self.drops);
+            }
+            Err(reason) => self.drops.count(reason),
         }
     }
 }
@@ -318,8 +326,11 @@ fn tid_of(datagram: &[u8]) -> Option<Tid> {
     datagram[TUNNEL.len()..TUNNEL.len() + TID].try_into().ok()
 }
 
-fn source_of(packet: &[u8]) -> Option<[u8; 4]> {
-    packet.get(12..16)?.try_into().ok()
+/// Whether a plaintext is for the control plane: a control packet (section 8) or the answer to an echo of ours.
+fn is_control(plaintext: &[u8]) -> bool {
+    plaintext.len() >= IPV4_HEADER
+        && plaintext[0] >> 4 == 4
+        && (plaintext[9] == CONTROL_PROTOCOL || echo_token(plaintext).is_some())
 }
 
 #[cfg(test)]

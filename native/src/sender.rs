@@ -2,20 +2,20 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::ops::Range;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use zeroize::Zeroize;
 
+use crate::cookie::Sealing;
 use crate::crypto::Cipher;
 use crate::drops::Drops;
-use crate::packet::segment::Plan;
-use crate::schedule::{Key, KEY};
+use crate::packet::{clear_destination, Plan};
+use crate::schedule::{Key, Refused, KEY};
 use crate::secret::{Pool, Secret};
 use crate::shared::Shared;
 use crate::sys::{self, Outgoing, MAX_MESSAGES, MAX_SEGMENTS, MAX_UDP_PAYLOAD};
-use crate::tunnel::{put_header, Tunnel, HEADER, OVERHEAD, TAG};
+use crate::tunnel::{put_header, SendSide, Tunnel, COOKIE, HEADER, OVERHEAD, TAG};
 
 /// The longest datagram that is ever sealed: an IP packet of 65535 bytes; the kernel refuses it, and it is counted.
 const LONGEST: usize = 65535 + OVERHEAD;
@@ -26,9 +26,6 @@ const FULL: usize = LONGEST / 2;
 const TRAINS: usize = 64;
 
 static KEYS: Pool<{ MAX_SEGMENTS * KEY }> = Pool::new();
-
-/// Where an IPv4 header has its destination (RFC 791).
-const DESTINATION: Range<usize> = 16..20;
 
 /// What goes into a tunnel.
 #[derive(Clone, Copy)]
@@ -64,7 +61,7 @@ impl Plaintext<'_> {
                 plan.write(number, packet, out);
             }
         }
-        out[DESTINATION].fill(0);
+        clear_destination(out);
     }
 }
 
@@ -117,9 +114,8 @@ impl Sender {
         let total = text.count();
         let mut done = 0;
         while done < total {
-            let want = (total - done).min(MAX_SEGMENTS);
-            match self.seal_some(tunnel, text, done, want, now) {
-                Ok(count) => done += count,
+            match tunnel.ready_to_send(now) {
+                Ok(side) => done += self.seal_some(tunnel, side, text, done, now),
                 Err(reason) => {
                     tunnel.send_side().drops.add((reason, 0), (total - done) as u64);
                     return;
@@ -128,21 +124,36 @@ impl Sender {
         }
     }
 
-    fn seal_some(
+    /// Seals and queues the state of the tunnel, which nothing else is to be sent through after it (section 7).
+    ///
+    /// Refused, with nothing queued: "dead", "epoch_end".
+    pub fn put_aside(&mut self, tunnel: &Arc<Tunnel>, sealing: &Sealing, now: f64) -> Result<(), Refused> {
+        let mut cookie = [0; COOKIE];
+        let receive = tunnel.receive_side(now);
+        let mut side = tunnel.send_side();
+        side.keys.advance(now)?;
+        sealing.write(&tunnel.tid, &side.keys, &receive.keys, &mut self.cipher, &mut cookie)?;
+        drop(receive);
+        // Without letting go of the lock: the cookie is of the epoch that it is sent in.
+        self.seal_some(tunnel, side, Plaintext::Raw(&cookie), 0, now);
+        Ok(())
+    }
+
+    /// Seals and queues some packets of `text` from number `done` on; returns how many are done, one at least.
+    fn seal_some<'a>(
         &mut self,
-        tunnel: &Arc<Tunnel>,
+        tunnel: &'a Arc<Tunnel>,
+        mut side: MutexGuard<'a, SendSide>,
         text: Plaintext,
         done: usize,
-        want: usize,
         now: f64,
-    ) -> Result<usize, &'static str> {
-        let mut side = tunnel.ready_to_send(now)?;
-        let mut want = want;
+    ) -> usize {
+        let mut want = (text.count() - done).min(MAX_SEGMENTS);
         if !side.confirmed {
             want = tunnel.afford(&mut side, (done..done + want).map(|n| OVERHEAD + text.len(n)), now);
             if want == 0 {
                 side.drops.count("unconfirmed");
-                return Ok(1); // a shorter one may still go
+                return 1; // a shorter one may still go
             }
         }
         let (first, count) = side.keys.take_keys(want, &mut *self.keys);
@@ -177,7 +188,7 @@ impl Sender {
         if self.used >= FULL {
             self.flush(now);
         }
-        Ok(count)
+        count
     }
 
     /// Queues a datagram of the control plane.

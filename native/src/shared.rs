@@ -2,11 +2,12 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::admission::{Admission, Limits};
 use crate::clock::Clock;
 use crate::drops::Drops;
 use crate::events::{Event, Events};
 use crate::offload::Offload;
-use crate::packet::inner::Outbound;
+use crate::packet::{Inbound, Outbound};
 use crate::table::Table;
 use crate::waiting::{Early, Held};
 
@@ -17,14 +18,26 @@ pub struct Waiting {
     pub early: Early,
 }
 
+/// Where this host stands.
+pub struct Place {
+    pub own: [u8; 4],
+    /// The private IPv6 address beside it; without it there is no IPv6 in tunnels.
+    pub own6: Option<[u8; 16]>,
+    pub network: u32,
+    pub mask: u32,
+    pub deliver_to: Option<[u8; 4]>,
+}
+
 pub struct Shared {
     pub table: Table,
     waiting: Mutex<Waiting>,
     pub events: Events,
     drops: Mutex<Drops>,
+    pub admission: Admission,
     pub outbound: Outbound,
     /// Where packets from tunnels go.
-    pub host: [u8; 4],
+    host: [u8; 4],
+    own6: Option<[u8; 16]>,
     pub clock: Clock,
     /// Whether the TUN device speaks virtio_net_hdr.
     pub virtio: bool,
@@ -34,23 +47,37 @@ pub struct Shared {
 impl Shared {
     pub fn new(
         events: Events,
-        outbound: Outbound,
-        host: [u8; 4],
+        place: &Place,
+        handshakes: Option<Limits>,
         clock: Clock,
         virtio: bool,
         offload: Offload,
     ) -> Self {
+        let &Place {
+            own,
+            own6,
+            network,
+            mask,
+            deliver_to,
+        } = place;
         Shared {
+            admission: Admission::new(handshakes, clock.now()),
+            outbound: Outbound::new(own, network, mask, deliver_to).with_ipv6(own6),
+            host: deliver_to.unwrap_or(own),
+            own6,
             table: Table::default(),
             waiting: Mutex::default(),
             events,
             drops: Mutex::default(),
-            outbound,
-            host,
             clock,
             virtio,
             offload,
         }
+    }
+
+    /// What readdresses the packets of a tunnel that stands for `inner`.
+    pub fn inbound(&self, inner: [u8; 4]) -> Inbound {
+        Inbound::new(inner, self.host).with_ipv6(self.own6)
     }
 
     pub fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -92,11 +119,17 @@ pub mod tests {
             udp_gso: true,
             udp_gro: false,
         };
-        let own = [10, 43, 0, 1];
+        let place = Place {
+            own: [10, 43, 0, 1],
+            own6: None,
+            network: 0x0a2b_0000,
+            mask: 0xffff_0000,
+            deliver_to: None,
+        };
         Shared::new(
             Events::new().unwrap(),
-            Outbound::new(own, 0x0a2b_0000, 0xffff_0000, None),
-            own,
+            &place,
+            None,
             Clock::Boottime(1.0),
             true,
             Offload::new(wanted),

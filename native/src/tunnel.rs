@@ -2,14 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::bucket::Bucket;
 use crate::crypto::Cipher;
 pub use crate::crypto::TAG;
 use crate::drops::Drops;
-use crate::limits::{CONTROL_BURST, CONTROL_RATE, UNCONFIRMED_BYTES, UNCONFIRMED_FACTOR, UNCONFIRMED_RATE};
+use crate::limits::{CONTROL_BURST, CONTROL_RATE, LEAST_MTU, UNCONFIRMED_BYTES, UNCONFIRMED_FACTOR, UNCONFIRMED_RATE};
 use crate::packet::inner::Inbound;
 use crate::schedule::{Key, ReceiveSchedule, Refused, SendSchedule, Work};
 
@@ -19,6 +19,7 @@ pub const HEADER: usize = 2 + TID + 2 + 4;
 pub const OVERHEAD: usize = HEADER + TAG;
 pub const TUNNEL: [u8; 2] = [2, 0];
 pub const COOKIE: usize = 144;
+pub const COOKIE_PREFIX: &[u8; 8] = b"pqccookE";
 const INDEX_AT: usize = 2 + TID;
 
 pub type Tid = [u8; TID];
@@ -94,7 +95,7 @@ pub struct TunnelStats {
     pub last_received: Option<f64>,
     pub last_used: Option<f64>,
     pub confirmed: bool,
-    pub mtu: Option<u32>,
+    pub mtu: Option<u16>,
     pub packets_sent: u64,
     pub packets_received: u64,
     pub bytes_sent: u64,
@@ -107,7 +108,7 @@ pub struct Tunnel {
     pub created: f64,
     inner: AtomicU32,
     /// Bytes of the longest inner packet; 0 if nobody said.
-    mtu: AtomicU32,
+    mtu: AtomicU16,
     /// Bytes that may be sent to an unconfirmed endpoint because of what came from there. Only who holds `send` takes.
     earned: AtomicU64,
     /// Bits of `ReceiveSchedule::deadline`, for those who do not hold the lock.
@@ -133,7 +134,7 @@ impl Tunnel {
             tid,
             created: now,
             inner: AtomicU32::new(u32::from_be_bytes(inner)),
-            mtu: AtomicU32::new(0),
+            mtu: AtomicU16::new(0),
             earned: AtomicU64::new(0),
             deadline: AtomicU64::new(keys.deadline.to_bits()),
             receive: Mutex::new(ReceiveSide {
@@ -177,7 +178,7 @@ impl Tunnel {
     }
 
     /// Bytes of the longest inner packet that is to be sent, if somebody said.
-    pub fn mtu(&self) -> Option<u32> {
+    pub fn mtu(&self) -> Option<u16> {
         match self.mtu.load(Ordering::Relaxed) {
             0 => None,
             mtu => Some(mtu),
@@ -185,7 +186,8 @@ impl Tunnel {
     }
 
     pub fn set_mtu(&self, mtu: u32) {
-        self.mtu.store(mtu, Ordering::Relaxed);
+        let mtu = mtu.clamp(LEAST_MTU, u16::MAX.into());
+        self.mtu.store(mtu as u16, Ordering::Relaxed);
     }
 
     /// The peer was shown to be reached at an endpoint; nothing happens if it has moved on.

@@ -7,7 +7,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Interface
 from typing import Any, Final
 
 from pqtun.protocol.handshake import Session
@@ -22,6 +22,7 @@ from pqtun.pump.engine import (
     EngineStats,
     Event,
     Failed,
+    HandshakeLimits,
     Listener,
     Roamed,
     TunnelStats,
@@ -54,7 +55,9 @@ class NativeEngine:
         *,
         own: IPv4Address,
         subnet: IPv4Network,
+        own6: IPv6Interface | None = None,
         deliver_to: IPv4Address | None = None,
+        handshakes: HandshakeLimits | None = None,
         virtio: bool,
         offload: Iterable[str],
         loop: asyncio.AbstractEventLoop,
@@ -63,6 +66,8 @@ class NativeEngine:
     ) -> None:
         """One TUN queue and one UDP socket for each thread; all of them are the engine's from now on.
 
+        ``own6`` is the address beside ``own`` (``pqtun.protocol.private6``); without it there is no IPv6 in tunnels.
+        ``handshakes``: of a server; without it the engine is a client's.
         ``virtio``: the queues were opened with IFF_VNET_HDR. ``offload``: names of pqtun.pump.offload that may be used.
         The engine's time is CLOCK_BOOTTIME; tests have it pass ``clock_scale`` times as fast, or give a ``clock``.
         Raises OSError, ValueError.
@@ -71,11 +76,13 @@ class NativeEngine:
             list(tuns),
             [sock.detach() for sock in sockets],
             own=own.packed,
+            own6=None if own6 is None else own6.ip.packed,
             network=int(subnet.network_address),
             mask=int(subnet.netmask),
             deliver_to=None if deliver_to is None else deliver_to.packed,
             virtio=virtio,
             offload=list(offload),
+            handshakes=None if handshakes is None else (handshakes.per_second, handshakes.per_prefix),
             clock=clock,
             clock_scale=clock_scale,
         )
@@ -127,6 +134,10 @@ class NativeEngine:
         """Erase and forget a tunnel."""
         self._core.remove_tunnel(tid)
 
+    def put_aside(self, tid: bytes, key: bytes, nonce: bytes, timestamp: int) -> None:
+        """Send the peer its tunnel as a cookie, and remove it."""
+        self._core.put_aside(tid, key, nonce, timestamp)
+
     def confirm(self, tid: bytes, endpoint: Endpoint) -> None:
         """Lift the bound on what is sent to ``endpoint``."""
         self._core.confirm(tid, endpoint)
@@ -134,6 +145,10 @@ class NativeEngine:
     def set_mtu(self, tid: bytes, mtu: int) -> None:
         """Send no inner packet of more than ``mtu`` bytes."""
         self._core.set_mtu(tid, mtu)
+
+    def expect(self, host: str) -> None:
+        """Let handshakes from the prefix of ``host`` go first."""
+        self._core.expect(host)
 
     def hold(self, inner: IPv4Address, *, report: bool = False) -> None:
         """Hold packets for ``inner`` from now on; report the next one as Wanted if ``report``."""

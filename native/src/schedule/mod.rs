@@ -19,7 +19,7 @@ pub const BLOCK: usize = KEYS_PER_BLOCK * KEY;
 pub const EPOCH_SECONDS: f64 = 30.0;
 pub const EPOCH_LIFETIME: f64 = 120.0;
 pub const MAX_EPOCHS: usize = 5;
-const LAST_EPOCH: u16 = u16::MAX;
+pub const LAST_EPOCH: u16 = u16::MAX;
 
 /// What a call expects of the caller's own memory: room for one chain key and one block of packet keys.
 pub type Work = Secret<{ KEY + BLOCK }>;

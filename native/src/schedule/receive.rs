@@ -196,6 +196,17 @@ impl ReceiveSchedule {
         Ok(())
     }
 
+    /// Writes the root of an epoch after the newest.
+    pub fn root_of(&self, number: u16, root: &mut [u8]) {
+        let mut both = [0; 2 * KEY];
+        root.copy_from_slice(key_at(&*self.secrets, 0));
+        for _ in self.newest + 1..number {
+            expand(key_at(root, 0), &mut both);
+            root.copy_from_slice(&both[..KEY]);
+        }
+        both.zeroize();
+    }
+
     /// Erases epochs that came up 120 s ago or earlier; with the last of them everything.
     pub fn expire(&mut self, now: f64) {
         while let Some(at) = self

@@ -86,6 +86,11 @@ impl SendSchedule {
         (first, count)
     }
 
+    /// The root of the epoch after this one.
+    pub fn next_root(&self) -> &Key {
+        key_at(&*self.secrets, 0)
+    }
+
     pub fn erase(&mut self) {
         self.secrets.zeroize();
         self.erased = true;
