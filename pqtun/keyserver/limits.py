@@ -10,6 +10,27 @@ MAX_DATAGRAM: Final = 2048
 # Datagrams handled before the event loop gets its turn: they take about 1 ms, so nobody else waits noticeably.
 BATCH: Final = 64
 
+# --- the server ---
+
+# Source prefixes: as many address bits as one customer usually has. They share a fixed table of 1 MB.
+IPV4_PREFIX_BYTES: Final = 3
+IPV6_PREFIX_BYTES: Final = 7
+PREFIX_SLOTS: Final = 1 << 16
+
+# Requests of one prefix: a download makes 937, and may make all of them at once. Eight clients behind one address begin
+# together; after that three a second.
+PREFIX_RATE: Final = 3000.0
+PREFIX_BURST: Final = 8000.0
+
+# Requests of all: a core answers 20,000 a second, of which a fifth stays free. As many downloads a second as clients
+# that see this server for the first time ...
+STATIC_RATE: Final = 12_000.0
+STATIC_BURST: Final = 16_000.0
+
+# ... and twice as many ephemeral keys as handshakes are looked at.
+EPHEMERAL_RATE: Final = 4000.0
+EPHEMERAL_BURST: Final = 4000.0
+
 # --- the client's socket ---
 
 # Asked of the kernel (SO_RCVBUF), which may grant less: the largest burst (MAX_WINDOW) with its bookkeeping.

@@ -2,10 +2,12 @@
 
 import asyncio
 import socket
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pqtun.keys.ring import EphemeralRing
+from pqtun.keyserver.admission import Admission
 from pqtun.keyserver.limits import BATCH, MAX_DATAGRAM
 from pqtun.protocol.constants import EPHEMERAL_REQUEST, STATIC_REQUEST
 from pqtun.protocol.handshake import EphemeralPublicKey
@@ -20,6 +22,7 @@ from pqtun.protocol.keytree import NODES, KeyTree, is_node
 # Type, length and depth, length and pos, length: what tells one request from another; the rest is zeros.
 _HEADER = 11
 
+_MAPPED = "::ffff:"
 _IP_PKTINFO = 8  # <linux/in.h>; Python 3.11 has no name for it
 _CONTROL_BYTES = socket.CMSG_SPACE(20)  # room for struct in6_pktinfo, the larger of the two
 
@@ -27,12 +30,21 @@ _CONTROL_BYTES = socket.CMSG_SPACE(20)  # room for struct in6_pktinfo, the large
 class KeyServer:
     """Sans-IO. All static requests and responses are made at the start (2.2 MB).
 
-    `counters` has the answers by kind and the drops by reason.
+    `counters` has the answers by kind and the drops by reason. `admission` bounds the answers; without it nothing does.
+    `expect` is told each source of a request for ephemeral keys, from where a handshake may come next.
     """
 
-    def __init__(self, tree: KeyTree, ring: EphemeralRing) -> None:
+    def __init__(
+        self,
+        tree: KeyTree,
+        ring: EphemeralRing,
+        admission: Admission | None = None,
+        expect: Callable[[str], None] | None = None,
+    ) -> None:
         self.counters: Counter[str] = Counter()
         self._ring = ring
+        self._admission = admission
+        self._expect = expect
         self._static: dict[bytes, tuple[bytes, bytes]] = {}
         for node in NODES:
             request = static_request(node)
@@ -41,17 +53,29 @@ class KeyServer:
         self._ephemeral_key: EphemeralPublicKey | None = None
         self._ephemeral_response = b""
 
-    def answer(self, datagram: bytes) -> bytes | None:
-        """The response, exactly as long as the request; None (and a counted drop) for whatever is no request."""
+    def answer(self, datagram: bytes, host: str = "", now: float = 0.0) -> bytes | None:
+        """The response, exactly as long as the request; None (and a counted drop) for whatever is no request.
+
+        Where there is an admission, also for one too many of `host`, the source's address, at the time `now` (seconds).
+        """
         known = self._static.get(datagram[:_HEADER])
         if known is not None and known[0] == datagram:
-            self.counters["static"] += 1
-            return known[1]
+            return known[1] if self._admits("static", host, now) else None
         if datagram[:2] == EPHEMERAL_REQUEST and datagram == self._ephemeral_request:
-            self.counters["ephemeral"] += 1
+            if not self._admits("ephemeral", host, now):
+                return None
+            if self._expect is not None:
+                self._expect(host)
             return self._ephemeral()
         self.counters[f"dropped_{_fault(datagram, known is not None)}"] += 1
         return None
+
+    def _admits(self, kind: str, host: str, now: float) -> bool:
+        refusal = None
+        if self._admission is not None:
+            refusal = self._admission.refusal(host, ephemeral=kind == "ephemeral", now=now)
+        self.counters[kind if refusal is None else f"dropped_{refusal}"] += 1
+        return refusal is None
 
     def _ephemeral(self) -> bytes:
         key = self._ring.current()
@@ -80,8 +104,12 @@ class KeyServerSocket:
     IPV6_RECVPKTINFO of RFC 3542, 6.1.
     """
 
-    def __init__(self, server: KeyServer, socks: Iterable[socket.socket]) -> None:
+    def __init__(
+        self, server: KeyServer, socks: Iterable[socket.socket], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`clock` gives seconds and never goes back."""
         self.server = server
+        self._clock = clock
         self._socks = list(socks)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -107,6 +135,7 @@ class KeyServerSocket:
     def _readable(self, sock: socket.socket) -> None:
         answer = self.server.answer
         counters = self.server.counters
+        now = self._clock()
         for _ in range(BATCH):
             try:
                 datagram, control, _flags, peer = sock.recvmsg(MAX_DATAGRAM, _CONTROL_BYTES)
@@ -115,7 +144,7 @@ class KeyServerSocket:
             except OSError:
                 counters["dropped_receive_error"] += 1
                 return
-            response = answer(datagram)
+            response = answer(datagram, _plain(peer[0]), now)
             if response is None:
                 continue
             try:
@@ -124,6 +153,13 @@ class KeyServerSocket:
                 counters["dropped_send_buffer"] += 1
             except OSError:
                 counters["dropped_send_error"] += 1
+
+
+def _plain(host: str) -> str:
+    """A source without scope, and an IPv4 one as such also where an IPv6 socket met it (RFC 4291, 2.5.5.2)."""
+    if ":" not in host:
+        return host
+    return host[len(_MAPPED) :] if host.startswith(_MAPPED) and "." in host else host.partition("%")[0]
 
 
 def _from_asked(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:

@@ -9,9 +9,11 @@ import socket
 import time
 import tracemalloc
 
+from pqtun.keys.ring import EphemeralRing
+from pqtun.keyserver.admission import Admission
 from pqtun.keyserver.download import DownloadError
 from pqtun.keyserver.fetch import fetch_ephemeral, fetch_server_key
-from pqtun.keyserver.server import KeyServerSocket
+from pqtun.keyserver.server import KeyServer, KeyServerSocket
 from pqtun.protocol.keydatagram import ephemeral_request, static_request
 from pqtun.protocol.keytree import NODES
 from tests.keyserver.servers import a_server, the_tree
@@ -153,11 +155,27 @@ async def refused(fetch):
 async def in_one_process(result):
     server = a_server()
     service = KeyServerSocket(server, [bound("0.0.0.0"), bound("::")])
-    dual = KeyServerSocket(a_server(), [bound("::", PORT + 1)])
+    sources = []
+    ring = EphemeralRing(lambda: 1_800_000_010.0, lambda: 5000.0)
+    dual = KeyServerSocket(KeyServer(the_tree(), ring, Admission(), sources.append), [bound("::", PORT + 1)])
     service.start()
     dual.start()
     result["asked"] = {address: await answered(address) for address in ("127.0.0.1", "127.0.0.2", "::1")}
     result["asked"]["127.0.0.3 on a dual-stack socket"] = await answered("127.0.0.3", PORT + 1)
+    result["asked"]["::1 on a dual-stack socket"] = await answered("::1", PORT + 1)
+    result["sources"] = {}
+    for name, address, port in (("IPv4", "127.0.0.1", PORT + 2), ("IPv6", "::1", PORT + 2)):
+        seen = []
+        other = KeyServerSocket(KeyServer(the_tree(), ring, Admission(), seen.append), [bound(address, port)])
+        other.start()
+        with connected(address, port) as sock:
+            await fetch_ephemeral(sock, clock=time.monotonic)
+        other.close()
+        (result["sources"][name],) = set(seen)
+    for address in ("127.0.0.1", "::1"):
+        with connected(address, PORT + 1) as sock:
+            await fetch_ephemeral(sock, clock=time.monotonic)
+    result["sources"]["dual"] = sorted(set(sources))
     result["flood"] = await flood(server)
     result["turns_under_load"] = await turns_under_load()
     service.close()

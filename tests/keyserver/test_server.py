@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pqtun.keys.ring import EphemeralRing
+from pqtun.keyserver.admission import Admission
+from pqtun.keyserver.limits import PREFIX_BURST
 from pqtun.keyserver.server import KeyServer, KeyServerSocket
 from pqtun.protocol.keydatagram import ephemeral_request, parse_response, static_request
 from pqtun.protocol.keytree import NODES
@@ -136,6 +138,21 @@ def test_no_datagram_is_dear(server):
     assert (time.process_time() - begun) / (1000 * len(dear)) < 20e-6
 
 
+def test_one_too_many_is_counted_and_not_expected(tree):
+    expected = []
+    ring = EphemeralRing(lambda: 1.8e9, lambda: 0.0)
+    server = KeyServer(tree, ring, Admission(), expected.append)
+    request = static_request((1, 0))
+    for _ in range(int(PREFIX_BURST)):
+        assert server.answer(request, "192.0.2.1", 1000.0) is not None
+    assert server.answer(request, "192.0.2.2", 1000.0) is None
+    assert server.answer(ephemeral_request(), "192.0.2.2", 1000.0) is None
+    assert server.answer(b"", "192.0.2.2", 1000.0) is None
+    assert server.answer(ephemeral_request(), "2001:db8::1", 1000.0) is not None
+    assert expected == ["2001:db8::1"]
+    assert server.counters == {"static": PREFIX_BURST, "ephemeral": 1, "dropped_prefix_limit": 2, "dropped_type": 1}
+
+
 # --- over real sockets, on the loopback of a network namespace that ends with its process ---
 
 
@@ -167,9 +184,16 @@ def loopback():
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2", "::1", "127.0.0.3 on a dual-stack socket"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "127.0.0.2", "::1", "127.0.0.3 on a dual-stack socket", "::1 on a dual-stack socket"]
+)
 def test_answers_leave_from_the_address_that_was_asked(loopback, address):
     assert loopback["asked"][address] is True
+
+
+@pytest.mark.root
+def test_an_ipv4_source_is_named_alike_by_both_kinds_of_socket(loopback):
+    assert loopback["sources"] == {"IPv4": "127.0.0.1", "IPv6": "::1", "dual": ["127.0.0.1", "::1"]}
 
 
 @pytest.mark.root
