@@ -61,6 +61,8 @@ def _text(status: Mapping[str, Any]) -> str:
         lines += ["", *_peer(peer)]
     if not status["peers"]:
         lines += ["", "no peers yet"]
+    if status.get("peers_total", 0) > len(status["peers"]):
+        lines += ["", f"and {status['peers_total'] - len(status['peers'])} peers more, which were used less recently"]
     return "\n".join(map(_printable, lines))
 
 

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 MAX_REQUEST: Final = 64 << 10  # bytes of one line
 IDLE_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 5.0
-MAX_ANSWER: Final = 64 << 20  # the status of 65,000 peers has 20 MB; root need not believe the worker any size
+MAX_ANSWER: Final = 64 << 20  # the status of 1000 peers has 0.4 MB; root need not believe the worker any size
 
 Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 

@@ -6,33 +6,61 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from ipaddress import IPv4Address
 from typing import Any, Final
 
 from pqtun.daemon import clock, host, privilege, report
+from pqtun.daemon.confirm import Confirmations
 from pqtun.daemon.control import ControlSocket, Handler
+from pqtun.daemon.cookies import CookieKeys
 from pqtun.daemon.ending import stopped_or_failed
 from pqtun.daemon.engines import choose_engine, make_engine
 from pqtun.daemon.priority import behind_packets
+from pqtun.daemon.resumption import ResumptionMemory
 from pqtun.daemon.rundir import RunDirectory
-from pqtun.daemon.settings import ServerSettings
+from pqtun.daemon.settings import MIN_MTU, ServerSettings
 from pqtun.daemon.supervisor import prepare, supervise
-from pqtun.daemon.tenants import Tenants
+from pqtun.daemon.tenants import Tenant, Tenants
 from pqtun.keys.directory import LongTermKey, open_key_files
 from pqtun.keys.ring import EphemeralRing
+from pqtun.keyserver.admission import Admission
 from pqtun.keyserver.server import KeyServer, KeyServerSocket
-from pqtun.protocol import control, handshake
+from pqtun.protocol import control, cookie, handshake
 from pqtun.protocol.base32 import encode
-from pqtun.protocol.constants import HANDSHAKE
+from pqtun.protocol.constants import COOKIE_BYTES, HANDSHAKE
 from pqtun.protocol.errors import MessageError, UserError
+from pqtun.protocol.handshake import Session
 from pqtun.protocol.keytree import KeyTree
 from pqtun.protocol.replay import ReplayMemory
-from pqtun.pump.engine import Alive, Control, Datagram, Dead, Engine, Event, Failed, Wanted
+from pqtun.pump import icmp
+from pqtun.pump.engine import (
+    Alive,
+    Control,
+    Datagram,
+    Dead,
+    Endpoint,
+    Engine,
+    Event,
+    Failed,
+    HandshakeLimits,
+    Roamed,
+    TunnelStats,
+    Wanted,
+)
 
-# When all private addresses are taken, the oldest tunnel that nothing was heard in goes, unless such are only one of so
-# many: then a new one would go before its client can say a word. In that case so many of all go at once, for to look
-# through 65,000 takes half a second, which must not come with every few handshakes.
+# As many as PQConnect takes (its MAX_CONNS), and as the usual /16 has addresses.
+MAX_TUNNELS: Final = 65_536
+
+# Where no address is free, the oldest tunnel that nothing was heard in goes first, for a handshake costs nobody
+# anything; but a client may take so many seconds to say its first word.
+SILENT_SECONDS: Final = 3.0
+
+# Where all are in use, so many of all go at once, the longest idle: to look through 65,000 takes half a second, which
+# must not come with every few handshakes.
 EVICTED_PART: Final = 16
-EXPIRE_SECONDS: Final = 1.0  # how late an ephemeral key may be erased
+
+EXPIRE_SECONDS: Final = 1.0  # how late a key may be erased, and a question repeated
+STATUS_PEERS: Final = 1000  # in the status document, those used last; they make 0.4 MB
 
 
 class ServerService:
@@ -41,15 +69,23 @@ class ServerService:
     def __init__(self, settings: ServerSettings, tun: host.Tun, engine: Engine, key: LongTermKey) -> None:
         self._settings = settings
         self._tun = tun
+        self._own = tun.address.ip
         self._engine = engine
         self._key = key
         self._started = clock.boottime()
         self._ring = EphemeralRing(clock.wall, clock.boottime)
         self._replays = ReplayMemory()
         self._tenants = Tenants(tun.address)
+        self._resumption = ResumptionMemory()
+        self._cookies = CookieKeys()
+        self._confirmations = Confirmations()
         self._behind_packets = behind_packets(engine)
         self._counters: Counter[str] = Counter()
-        self.key_server = KeyServer(KeyTree(key.public), self._ring)
+        features = control.FEATURE_RESUME
+        if tun.address6 is not None and settings.deliver_to is None:
+            features |= control.FEATURE_IPV6_INSIDE
+        self._hello = control.Hello(control.PROTOCOL_VERSION, features, tun.mtu)
+        self.key_server = KeyServer(KeyTree(key.public), self._ring, Admission(), engine.expect)
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def start(self) -> None:
@@ -58,35 +94,54 @@ class ServerService:
 
     def close(self) -> None:
         """Tell the clients, erase all keys and stop."""
-        farewell = control.encode([control.Bye(control.BYE_STOPPING)], self._tun.address.ip)
+        farewell = control.encode([control.Bye(control.BYE_STOPPING)], self._own)
         for tid in self._tenants.tids():
             self._engine.send_inner(tid, farewell)
         self._engine.close()
         self._ring.erase()
+        self._cookies.erase()
+        self._resumption.erase()
 
-    async def expire_keys(self) -> None:
-        """Erase ephemeral keys when their time is over, until cancelled."""
+    async def keep_deadlines(self) -> None:
+        """Erase what is too old and repeat questions, until cancelled."""
         while True:
             await asyncio.sleep(EXPIRE_SECONDS)
-            self._ring.expire()
+            self.expire(clock.boottime())
+
+    def expire(self, now: float) -> None:
+        """Do what is due."""
+        self._ring.expire()
+        for tid in [*self._cookies.expire(now), *self._resumption.expire(now)]:
+            self._tenants.give_up(tid)
+        for tid, token in self._confirmations.due(now):
+            self._send_question(tid, token)
 
     def handle(self, event: Event) -> None:
         """Take an event of the engine."""
+        now = clock.boottime()
         match event:
             case Datagram(data, source):
                 try:
-                    self._datagram(data, source)
+                    self._datagram(data, source, now)
                 except MessageError as error:
                     self._counters[error.reason] += 1
-            case Wanted(inner):  # nobody has this address: a client that is gone, or never was
-                self._engine.drop_held(inner, unreachable=True)
+            case Wanted(inner):
+                # Whoever has this address may be back soon; else nobody has it: a client that is gone, or never was.
+                if not self._tenants.is_reserved(inner):
+                    self._engine.drop_held(inner, unreachable=True)
             case Alive(tid):
-                self._tenants.heard(tid)
+                tenant = self._tenants.get(tid)
+                if tenant is not None:
+                    self._tenants.heard(tid)
+                    self._ask(tid, tenant.source, now)
+            case Roamed(tid, endpoint):
+                if tid in self._tenants:
+                    self._ask(tid, endpoint, now)
             case Dead(tid):
-                self._tenants.release(tid)
+                self._lost(tid, now)
             case Control(tid, packet):
                 try:
-                    self._control(tid, packet)
+                    self._control(tid, packet, now)
                 except MessageError as error:
                     self._counters[error.reason] += 1
             case Failed(reason):
@@ -96,7 +151,7 @@ class ServerService:
                 self._counters[type(event).__name__.lower()] += 1
 
     def status(self) -> dict[str, Any]:
-        """Return the status document."""
+        """Return the status document; of many peers those that were used last."""
         now = clock.boottime()
         stats = self._engine.stats()
         settings = self._settings
@@ -108,7 +163,7 @@ class ServerService:
             interface=self._tun.name,
             address=self._tun.address,
             port=settings.port,
-            mtu=settings.mtu,
+            mtu=self._tun.mtu,
         )
         head["key_port"] = settings.key_port
         head["keyhash"] = encode(self._key.keyhash)
@@ -119,73 +174,215 @@ class ServerService:
                 "state": "up",
                 **report.tunnel(tunnel, now),
             }
-            for tunnel in stats.tunnels
+            for tunnel in heapq.nlargest(STATUS_PEERS, stats.tunnels, key=_last_used)
         ]
         return {
             **head,
             "peers": peers,
+            "peers_total": len(stats.tunnels),
+            "reserved_addresses": self._tenants.reserved,
             **report.engine(stats),
             "handshakes": dict(self._counters),
             "key_server": dict(self.key_server.counters),
         }
 
-    def _datagram(self, data: bytes, source: tuple[str, int]) -> None:
-        if not data.startswith(HANDSHAKE):
+    # -- new tunnels -----------------------------------------------------------------------------
+
+    def _datagram(self, data: bytes, source: Endpoint, now: float) -> None:
+        if data.startswith(HANDSHAKE):
+            self._handshake(data, source, now)
+        elif cookie.is_cookie(data):
+            self._returned(data, source, now)
+        else:
             raise MessageError("unknown_datagram")
-        now = clock.boottime()
+
+    def _handshake(self, data: bytes, source: Endpoint, now: float) -> None:
         message = handshake.parse(data)
         name = self._replays.check(message.c0, now)
         with self._behind_packets():
             session = handshake.respond(message, self._key.secret, self._ring.acceptable())
         try:
             self._replays.remember(name, now)
-            inner = self._tenants.take(session.tid)
-            if inner is None:
-                self._evict()
-                inner = self._tenants.take(session.tid)
-            if inner is None:
-                raise MessageError("no_free_address")
+            self._engine.expect(source[0])  # the same client may have to try again
+            inner = self._place(session.tid, source, now)
+            if self._resumption.offer(session.tid, session.resume_secret, now) is not None:
+                self._counters["resume_new_full"] += 1
             self._counters["accepted"] += 1
-            self._engine.add_tunnel(session, inner, source)
+            self._engine.add_tunnel(session, inner, source, confirmed=False)
         finally:
             session.erase()
 
-    def _evict(self) -> None:
-        """Make room: first go tunnels that nothing was ever heard in, for a handshake costs nobody anything, then those
-        that were silent for longest; several at once, for to find them takes long."""
-        oldest = self._tenants.oldest_silent(EVICTED_PART)
-        if oldest is not None:
-            self._remove(oldest)
-            return
+    def _returned(self, data: bytes, source: Endpoint, now: float) -> None:
+        """A tunnel that was put aside comes back (section 7). A PQConnect client appends its next tunnel packet."""
+        state = self._cookies.open(data[:COOKIE_BYTES], now)
+        session = Session(state.tid, state.send_root, state.recv_root, bytearray())
+        try:
+            inner = self._tenants.take_back(state.tid, source, now) or self._place(state.tid, source, now)
+            self._counters["cookie_accepted"] += 1
+            self._engine.add_tunnel(session, inner, source, epoch=state.epoch + 1, confirmed=False)
+        finally:
+            session.erase()
+
+    def _place(self, tid: bytes, source: Endpoint, now: float) -> IPv4Address:
+        """Return an address for a new tunnel; others make room if they must. Raises MessageError."""
+        if len(self._tenants) >= MAX_TUNNELS and not self._drop_silent(now):
+            self._evict(now)
+        inner = self._tenants.take(tid, source, now)
+        while inner is None:
+            gone = self._tenants.longest_gone()
+            if self._drop_silent(now):
+                pass
+            elif gone is not None:
+                self._resumption.forget(gone)
+                self._tenants.give_up(gone)
+                self._counters["resume_address_taken"] += 1
+            elif not self._evict(now):
+                raise MessageError("no_free_address")
+            inner = self._tenants.take(tid, source, now)
+        return inner
+
+    # -- the end of tunnels ----------------------------------------------------------------------
+
+    def _drop_silent(self, now: float) -> bool:
+        silent = self._tenants.oldest_silent(now - SILENT_SECONDS)
+        if silent is None:
+            return False
+        self._remove(silent)
+        self._counters["evicted"] += 1
+        return True
+
+    def _evict(self, now: float) -> bool:
+        """Put the longest idle tunnels aside, several at once; false if there are none."""
         tunnels = self._engine.stats().tunnels
-        for silent in heapq.nsmallest(
+        idle = heapq.nsmallest(
             1 + len(tunnels) // EVICTED_PART,
             tunnels,
-            key=lambda tunnel: (tunnel.last_received is not None, tunnel.last_received or tunnel.created),
-        ):
-            self._remove(silent.tid)
+            key=lambda tunnel: (tunnel.last_received is not None, _last_used(tunnel)),
+        )
+        farewell = control.encode([control.Bye(control.BYE_STOPPING)], self._own)
+        for tunnel in idle:
+            self._counters["evicted"] += 1
+            tenant = self._tenants.get(tunnel.tid)
+            if tenant is None or tunnel.last_received is None:
+                self._remove(tunnel.tid)
+            elif tenant.pqtun:  # with its next packet it resumes
+                self._engine.send_inner(tunnel.tid, farewell)
+                self._engine.remove_tunnel(tunnel.tid)
+                self._lost(tunnel.tid, now)
+            else:
+                self._put_aside(tunnel.tid, now)
+        return bool(idle)
+
+    def _put_aside(self, tid: bytes, now: float) -> None:
+        seal = self._cookies.seal(tid, now)
+        if seal is None:
+            self._counters["cookie_limit"] += 1
+            self._remove(tid)
+            return
+        self._engine.put_aside(tid, bytes(seal.key), seal.nonce, seal.timestamp)
+        self._confirmations.forget(tid)
+        self._resumption.forget(tid)
+        self._tenants.reserve(tid)
+        self._counters["cookie_sent"] += 1
+
+    def _lost(self, tid: bytes, now: float) -> None:
+        """A tunnel is gone; if its client can continue it, its address waits."""
+        self._confirmations.forget(tid)
+        if self._resumption.died(tid, now):
+            self._tenants.reserve(tid)
+        else:
+            self._tenants.release(tid)
 
     def _remove(self, tid: bytes) -> None:
+        """A tunnel goes for good."""
         self._engine.remove_tunnel(tid)
+        self._confirmations.forget(tid)
+        self._resumption.forget(tid)
         self._tenants.release(tid)
-        self._counters["evicted"] += 1
+        self._tenants.give_up(tid)
 
-    def _control(self, tid: bytes, packet: bytes) -> None:
+    # -- control packets -------------------------------------------------------------------------
+
+    def _control(self, tid: bytes, packet: bytes, now: float) -> None:
+        tenant = self._tenants.get(tid)
+        if tenant is None:
+            return  # the tunnel was removed while this waited
+        token = icmp.echo_token(packet)
+        if token is not None:
+            self._answered(tid, token)
+            return
+        items = control.parse(packet)
+        if any(isinstance(item, control.Bye) for item in items):
+            self._remove(tid)
+            return
         answers: list[control.Item] = []
-        for item in control.parse(packet):
+        hellos = [item for item in items if isinstance(item, control.Hello)]
+        if hellos:
+            self._said_hello(tid, tenant, hellos[0])
+            answers.append(self._hello)
+        self._resume(tid, tenant, [item for item in items if isinstance(item, control.Resume)])
+        size = 0
+        for item in items:
             match item:
-                case control.Hello():
-                    answers.append(control.Hello(control.PROTOCOL_VERSION, 0, self._settings.mtu))
                 case control.Ping(data):
                     answers.append(control.Pong(data))
-                case control.Bye():
-                    self._engine.remove_tunnel(tid)
-                    self._tenants.release(tid)
-                    return
+                    size = len(packet)  # the answer shows that a packet of that size passes both ways
+                case control.Pong(data):
+                    self._answered(tid, data)
                 case _:
                     pass
+        if size:
+            self._confirmations.revive(tid)
+        if hellos and (question := self._confirmations.again(tid, now)) is not None:
+            answers.append(control.Ping(question))
         if answers:
-            self._engine.send_inner(tid, control.encode(answers, self._tun.address.ip))
+            self._engine.send_inner(tid, control.encode(answers, self._own, size))
+
+    def _said_hello(self, tid: bytes, tenant: Tenant, hello: control.Hello) -> None:
+        """The client repeats it until it is answered: all of this may happen again."""
+        tenant.pqtun = True
+        self._engine.set_mtu(tid, max(MIN_MTU, min(self._tun.mtu, hello.mtu)))
+        if hello.features & control.FEATURE_RESUME:
+            forgotten = self._resumption.keep(tid)
+            if forgotten is not None:
+                self._tenants.give_up(forgotten)
+                self._counters["resume_full"] += 1
+
+    def _resume(self, tid: bytes, tenant: Tenant, claims: list[control.Resume]) -> None:
+        """The first tunnel that this one proves to continue leaves it its address; the others just end."""
+        for claim in claims:
+            proven = self._resumption.claim(claim.tid, claim.proof, tid)
+            if not proven:
+                if not tenant.resumed:  # else the client says it again because our answer was lost
+                    self._counters["resume_unknown" if proven is None else "resume_proof"] += 1
+                continue
+            inner = None if tenant.resumed else self._tenants.succeed(tid, claim.tid)
+            if inner is not None:
+                self._engine.move_tunnel(tid, inner)
+                self._counters["resumed"] += 1
+            self._remove(claim.tid)
+
+    def _ask(self, tid: bytes, endpoint: Endpoint, now: float) -> None:
+        """Ask the peer whether it is where its packets say that they come from."""
+        self._send_question(tid, self._confirmations.ask(tid, endpoint, now))
+
+    def _send_question(self, tid: bytes, token: bytes) -> None:
+        tenant = self._tenants.get(tid)
+        if tenant is not None and tenant.pqtun:
+            question = control.encode([control.Ping(token)], self._own)
+        else:
+            question = icmp.echo_request(self._own, token)
+        self._engine.send_inner(tid, question)
+
+    def _answered(self, tid: bytes, token: bytes) -> None:
+        endpoint = self._confirmations.answered(tid, token)
+        if endpoint is not None:
+            self._engine.confirm(tid, endpoint)
+            self._counters["confirmed"] += 1
+
+
+def _last_used(tunnel: TunnelStats) -> float:
+    return tunnel.created if tunnel.last_used is None else tunnel.last_used
 
 
 def run_server(settings: ServerSettings, chosen: frozenset[str]) -> int:
@@ -214,6 +411,7 @@ def run_server(settings: ServerSettings, chosen: frozenset[str]) -> int:
             movable="address" not in chosen,
             queues=choice.workers,
             vnet_header=choice.offload.vnet_header,
+            ipv6=settings.deliver_to is None,
         )
         stack.callback(host.remove_tun, tun.name)
         stack.callback(tun.close)
@@ -224,7 +422,8 @@ def run_server(settings: ServerSettings, chosen: frozenset[str]) -> int:
         async def body(ready: Callable[[], None], stop: asyncio.Event) -> None:
             key = key_files.load()
             key_files.close()
-            engine = make_engine(choice, tun, udp, clock.boottime, settings.deliver_to)
+            limits = HandshakeLimits(settings.handshakes_per_second, settings.handshakes_per_prefix)
+            engine = make_engine(choice, tun, udp, clock.boottime, settings.deliver_to, handshakes=limits)
             service = ServerService(settings, tun, engine, key)
             await _serve(service, key_udp, control_sock, ready, stop)
 
@@ -239,10 +438,10 @@ async def _serve(
     ready: Callable[[], None],
     stop: asyncio.Event,
 ) -> None:
-    keys = KeyServerSocket(service.key_server, [key_udp])
+    keys = KeyServerSocket(service.key_server, [key_udp], clock.boottime)
     handlers: Mapping[str, Handler] = {"status": lambda _: service.status()}
     control_socket = ControlSocket(control_sock, handlers)
-    expiry = asyncio.ensure_future(service.expire_keys())
+    deadlines = asyncio.ensure_future(service.keep_deadlines())
     try:
         service.start()
         keys.start()
@@ -250,7 +449,7 @@ async def _serve(
         ready()
         await stopped_or_failed(stop, service.failed)
     finally:
-        expiry.cancel()
+        deadlines.cancel()
         await control_socket.close()
         keys.close()
         service.close()

@@ -1,15 +1,33 @@
 """The private addresses that a server has given to its clients."""
 
 from collections import deque
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 from itertools import chain
 from typing import Final
 
+from pqtun.pump.engine import Endpoint
+
 _FIRST_HOST: Final = 2
 
 
+@dataclass(slots=True)
+class Tenant:
+    """What is known of a live tunnel."""
+
+    number: int  # of its address within the subnet: a third of the memory of an IPv4Address
+    since: float
+    source: Endpoint  # where its handshake came from
+    heard: bool = False  # whether a packet of it has authenticated
+    pqtun: bool = False  # whether it said Hello, as PQConnect does not
+    resumed: bool = False  # whether its address is that of a tunnel which it continues
+
+
 class Tenants:
-    """Gives each tunnel an address of the subnet, in turn, so that one that was just freed is not reused at once."""
+    """Gives each tunnel an address of the subnet, in turn, so that one that was just freed is not reused at once.
+
+    The address of a tunnel that is gone may be reserved for the tunnel's return. All times are seconds of one clock.
+    """
 
     def __init__(self, own: IPv4Interface) -> None:
         network = own.network
@@ -18,51 +36,122 @@ class Tenants:
         numbers = chain(range(_FIRST_HOST, network.num_addresses - 1), range(1, _FIRST_HOST))
         self._never_used = (number for number in numbers if number != own_number)
         self._freed: deque[int] = deque()
-        # By tid; a number within the subnet takes a third of the memory of an IPv4Address.
-        self._silent: dict[bytes, int] = {}
-        self._heard: dict[bytes, int] = {}
+        self._tenants: dict[bytes, Tenant] = {}
+        self._reserved: dict[bytes, int] = {}  # number by tid of the tunnel that is gone; longest gone first
+        self._reserved_for: dict[int, bytes] = {}
         self._newcomers: deque[bytes] = deque()  # oldest first; the first one is silent, others may be heard or gone
 
     def __len__(self) -> int:
-        return len(self._silent) + len(self._heard)
+        return len(self._tenants)
+
+    def __contains__(self, tid: bytes) -> bool:
+        return tid in self._tenants
+
+    @property
+    def reserved(self) -> int:
+        """How many addresses are reserved."""
+        return len(self._reserved)
 
     def tids(self) -> list[bytes]:
-        """Return the ids of all tunnels that have an address."""
-        return [*self._heard, *self._silent]
+        """Return the ids of all live tunnels."""
+        return list(self._tenants)
 
-    def take(self, tid: bytes) -> IPv4Address | None:
-        """Return an address for a new tunnel, None if all are taken."""
+    def get(self, tid: bytes) -> Tenant | None:
+        """Return what is known of a live tunnel."""
+        return self._tenants.get(tid)
+
+    def address(self, tid: bytes) -> IPv4Address | None:
+        """Return the address of a live tunnel, or the one that is reserved for a tunnel that is gone."""
+        tenant = self._tenants.get(tid)
+        number = self._reserved.get(tid) if tenant is None else tenant.number
+        return None if number is None else IPv4Address(self._network + number)
+
+    def is_reserved(self, address: IPv4Address) -> bool:
+        """Whether the address waits for the return of its tunnel."""
+        return int(address) - self._network in self._reserved_for
+
+    def take(self, tid: bytes, source: Endpoint, now: float) -> IPv4Address | None:
+        """Give a new tunnel an address that nobody has a claim to; None if there is none."""
         number = next(self._never_used, None)
-        if number is None:
-            if not self._freed:
-                return None
+        if number is None and self._freed:
             number = self._freed.popleft()
-        self._silent[tid] = number
-        self._newcomers.append(tid)
-        return IPv4Address(self._network + number)
+        return None if number is None else self._enter(tid, number, source, now)
+
+    def take_back(self, tid: bytes, source: Endpoint, now: float) -> IPv4Address | None:
+        """Give a tunnel that is back the address that was reserved for it; None if there is none."""
+        number = self._unreserve(tid)
+        return None if number is None else self._enter(tid, number, source, now)
+
+    def longest_gone(self) -> bytes | None:
+        """Return the tunnel whose address has been reserved for longest."""
+        return next(iter(self._reserved), None)
 
     def heard(self, tid: bytes) -> None:
         """Take note that a packet of a tunnel has authenticated."""
-        number = self._silent.pop(tid, None)
-        if number is not None:
-            self._heard[tid] = number
+        tenant = self._tenants.get(tid)
+        if tenant is not None:
+            tenant.heard = True
+            self._drop_newcomers()
+
+    def succeed(self, tid: bytes, old: bytes) -> IPv4Address | None:
+        """Give a live tunnel the address of the one that it continues, live or gone, and free its own.
+
+        None if there is no such address: nothing has changed.
+        """
+        tenant = self._tenants.get(tid)
+        if tenant is None or tid == old:
+            return None
+        before = self._tenants.pop(old, None)
+        number = self._unreserve(old) if before is None else before.number
+        if number is None:
+            return None
+        self._freed.append(tenant.number)  # behind all others: its last packets may still be on their way
+        tenant.number = number
+        tenant.resumed = True
+        self._drop_newcomers()
+        return IPv4Address(self._network + number)
+
+    def reserve(self, tid: bytes) -> None:
+        """A tunnel is gone and may come back: nobody else gets its address as long as there is another one."""
+        tenant = self._tenants.pop(tid, None)
+        if tenant is not None:
+            self._reserved[tid] = tenant.number
+            self._reserved_for[tenant.number] = tid
             self._drop_newcomers()
 
     def release(self, tid: bytes) -> None:
-        """Free the address of a tunnel that is gone."""
-        number = self._silent.pop(tid, None)
-        if number is None:
-            number = self._heard.pop(tid, None)
-        if number is not None:
-            self._freed.append(number)
+        """Free the address of a live tunnel that is gone for good."""
+        tenant = self._tenants.pop(tid, None)
+        if tenant is not None:
+            self._freed.append(tenant.number)
             self._drop_newcomers()
 
-    def oldest_silent(self, part: int) -> bytes | None:
-        """Return the oldest tunnel that nothing was heard in, None if such are less than 1 / ``part`` of all."""
-        if not self._silent or len(self._silent) < len(self) // part:
+    def give_up(self, tid: bytes) -> None:
+        """Free the address that is reserved for a tunnel."""
+        number = self._unreserve(tid)
+        if number is not None:
+            self._freed.append(number)
+
+    def oldest_silent(self, before: float) -> bytes | None:
+        """Return the oldest tunnel that nothing was heard in, if it was made by that time."""
+        if not self._newcomers or self._tenants[self._newcomers[0]].since > before:
             return None
         return self._newcomers[0]
 
+    def _enter(self, tid: bytes, number: int, source: Endpoint, now: float) -> IPv4Address:
+        self._tenants[tid] = Tenant(number, now, source)
+        self._newcomers.append(tid)
+        return IPv4Address(self._network + number)
+
+    def _unreserve(self, tid: bytes) -> int | None:
+        number = self._reserved.pop(tid, None)
+        if number is not None:
+            del self._reserved_for[number]
+        return number
+
     def _drop_newcomers(self) -> None:
-        while self._newcomers and self._newcomers[0] not in self._silent:
+        while self._newcomers:
+            tenant = self._tenants.get(self._newcomers[0])
+            if tenant is not None and not tenant.heard:
+                return
             self._newcomers.popleft()

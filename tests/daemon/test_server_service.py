@@ -1,90 +1,16 @@
-import asyncio
-from collections.abc import Callable
+import time
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv6Interface
+from unittest.mock import patch
 
 import pytest
 
-from pqtun.daemon.host import Tun
-from pqtun.daemon.server import ServerService
-from pqtun.daemon.settings import ServerSettings
-from pqtun.keys.directory import LongTermKey
+from pqtun.daemon import server
 from pqtun.protocol import control
-from pqtun.protocol.handshake import EphemeralPublicKey, initiate
-from pqtun.protocol.keydatagram import ephemeral_request, parse_response
-from pqtun.protocol.keytree import KeyTree
-from pqtun.pump.engine import Alive, Control, Datagram, Dead, EngineStats, Failed, TunnelStats, Wanted
-from tests.protocol.vectors import key_file, public_key, secret_key
-
-SOURCE = ("192.0.2.9", 42423)
-
-
-class RecordingEngine:
-    """Stands for an engine: takes calls, has the tunnels' figures that a test sets."""
-
-    name = "native"
-    workers = 2
-
-    def offload(self):
-        return {"udp-gso": "on", "udp-gro": "unsupported"}
-
-    def __init__(self):
-        self.listener: Callable | None = None
-        self.tunnels = {}
-        self.sent = []
-        self.dropped = []
-        self.closed = False
-
-    def drop_held(self, inner, *, unreachable):
-        self.dropped.append((inner, unreachable))
-
-    def start(self, listener):
-        self.listener = listener
-
-    def add_tunnel(self, session, inner, endpoint, *, first=None):
-        self.tunnels[session.tid] = TunnelStats(session.tid, inner, endpoint, 0, 0, 0.0, None, None, 0, 0, 0, 0, {})
-
-    def remove_tunnel(self, tid):
-        self.tunnels.pop(tid, None)
-
-    def send_inner(self, tid, packet):
-        self.sent.append((tid, packet))
-
-    def stats(self):
-        return EngineStats(list(self.tunnels.values()), {}, 0, 0, 0, 0)
-
-    def close(self):
-        self.closed = True
-
-
-def with_service(test, address="10.42.0.1/29"):
-    """Run ``test(service, engine)`` on an event loop."""
-
-    async def body():
-        key = LongTermKey(secret_key(), public_key(), key_file("session_key"), KeyTree(public_key()).keyhash)
-        engine = RecordingEngine()
-        interface = IPv4Interface(address)
-        service = ServerService(ServerSettings(address=interface), Tun(None, "pqtsrv0", interface), engine, key)
-        service.start()
-        result = test(service, engine)
-        if result is not None:
-            await result
-        service.failed.cancel()
-        service.close()
-        assert engine.closed
-
-    asyncio.run(body())
-
-
-def ephemeral(service):
-    response = parse_response(service.key_server.answer(ephemeral_request()))
-    return EphemeralPublicKey(response.sntrup_pk, response.x25519_pk)
-
-
-def connect(service):
-    datagram, session = initiate(public_key(), ephemeral(service))
-    service.handle(Datagram(datagram, SOURCE))
-    return datagram, session
+from pqtun.protocol.handshake import initiate
+from pqtun.pump.engine import Alive, Control, Datagram, Dead, Failed, Wanted
+from tests.daemon.serving import CLIENT, SOURCE, answers, connect, ephemeral, greeted, said, with_service
+from tests.protocol.vectors import public_key, secret_key
 
 
 def test_a_handshake_makes_a_tunnel_and_its_replay_none():
@@ -92,6 +18,7 @@ def test_a_handshake_makes_a_tunnel_and_its_replay_none():
         datagram, session = connect(service)
         assert engine.tunnels[session.tid].inner == IPv4Address("10.42.0.2")
         assert engine.tunnels[session.tid].endpoint == SOURCE
+        assert not engine.tunnels[session.tid].confirmed
         engine.tunnels.clear()
         service.handle(Datagram(datagram, ("192.0.2.66", 1)))
         assert not engine.tunnels
@@ -116,11 +43,22 @@ def test_what_is_no_handshake_is_counted():
     with_service(test)
 
 
-def test_a_full_subnet_evicts_the_longest_silent():
+def test_who_asked_for_ephemeral_keys_is_expected_and_who_made_a_tunnel_too():
+    def test(service, engine):
+        ephemeral(service)
+        assert engine.expected == [SOURCE[0]]
+        connect(service, ("198.51.100.7", 9))
+        assert engine.expected == [SOURCE[0], SOURCE[0], "198.51.100.7"]
+
+    with_service(test)
+
+
+def test_a_full_subnet_evicts_the_longest_idle():
     def test(service, engine):
         sessions = [connect(service)[1] for _ in range(5)]
         for number, session in enumerate(sessions):
-            engine.tunnels[session.tid] = replace(engine.tunnels[session.tid], last_received=100.0 - number)
+            figures = {"last_received": 1000.0, "last_used": 100.0 - number}
+            engine.tunnels[session.tid] = replace(engine.tunnels[session.tid], **figures)
             service.handle(Alive(session.tid))
         _, newest = connect(service)
         assert sessions[4].tid not in engine.tunnels
@@ -144,6 +82,50 @@ def test_a_tunnel_that_was_never_used_goes_first():
         connect(service)
         assert used in engine.tunnels
         assert unused not in engine.tunnels
+        assert not engine.cookies  # nobody may be there
+
+    with_service(test)
+
+
+def test_who_has_had_no_time_to_speak_keeps_the_address():
+    """A flood of handshakes takes addresses from itself, once they are seconds old."""
+
+    def test(service, engine):
+        greeted_one = greeted(service, engine)
+        silent = [connect(service)[1].tid for _ in range(4)]
+        engine.tunnels[greeted_one.tid] = replace(engine.tunnels[greeted_one.tid], last_used=1000.0)
+        engine.now += server.SILENT_SECONDS
+        with patch.object(engine, "stats", side_effect=AssertionError("looked through all")):
+            newest = connect(service)[1].tid
+        assert set(engine.tunnels) == {greeted_one.tid, *silent[1:], newest}
+        for _ in range(3):
+            connect(service)
+        assert newest in engine.tunnels
+        assert greeted_one.tid in engine.tunnels
+
+    with_service(test)
+
+
+def test_no_more_tunnels_than_the_bound(monkeypatch):
+    monkeypatch.setattr(server, "MAX_TUNNELS", 3)
+
+    def test(service, engine):
+        tids = [connect(service)[1].tid for _ in range(5)]
+        assert set(engine.tunnels) == set(tids[2:])
+        assert service.status()["handshakes"]["evicted"] == 2
+
+    with_service(test, "10.42.0.1/16")
+
+
+def test_nothing_to_evict_is_no_endless_search():
+    """All tunnels may have died while the events of that still wait."""
+
+    def test(service, engine):
+        for _ in range(5):
+            connect(service)
+        engine.tunnels.clear()
+        connect(service)
+        assert service.status()["handshakes"]["no_free_address"] == 1
 
     with_service(test)
 
@@ -163,18 +145,65 @@ def test_a_dead_tunnel_frees_its_address():
 def test_control_packets():
     def test(service, engine):
         _, session = connect(service)
-        asked = [control.Hello(1, 0, 1396), control.Ping(b"12345678"), control.Resume(bytes(32), bytes(32))]
-        service.handle(Control(session.tid, control.encode(asked, IPv4Address("10.43.0.1"))))
-        ((tid, answer),) = engine.sent
-        assert tid == session.tid
-        assert control.parse(answer) == [control.Hello(1, 0, 1396), control.Pong(b"12345678")]
-        service.handle(Control(session.tid, control.encode([control.Pong(bytes(8))], IPv4Address("10.43.0.1"))))
+        said(
+            service,
+            session.tid,
+            control.Hello(1, 0, 1300),
+            control.Ping(b"12345678"),
+            control.Resume(bytes(32), bytes(32)),
+        )
+        assert answers(engine, session.tid) == [
+            control.Hello(1, control.FEATURE_RESUME, 1396),
+            control.Pong(b"12345678"),
+        ]
+        assert engine.mtus == {session.tid: 1300}
+        said(service, session.tid, control.Pong(bytes(8)))
         service.handle(Control(session.tid, b"\x45" + bytes(60)))
-        assert len(engine.sent) == 1
-        service.handle(Control(session.tid, control.encode([control.Bye(0)], IPv4Address("10.43.0.1"))))
+        assert answers(engine, session.tid) == []
+        said(service, session.tid, control.Bye(0))
         assert not engine.tunnels
+        said(service, session.tid, control.Hello(1, 0, 1300))  # it waited while the tunnel went
+        assert answers(engine, session.tid) == []
 
     with_service(test)
+
+
+@pytest.mark.parametrize(("offered", "taken"), [(0, 576), (1280, 1280), (65535, 1396)])
+def test_the_smaller_mtu_decides(offered, taken):
+    def test(service, engine):
+        _, session = connect(service)
+        said(service, session.tid, control.Hello(1, 0, offered))
+        assert engine.mtus == {session.tid: taken}
+
+    with_service(test)
+
+
+@pytest.mark.parametrize("size", [37, 39, 40, 576, 1396])
+def test_a_pong_is_as_long_as_the_ping_and_never_longer(size):
+    def test(service, engine):
+        _, session = connect(service)
+        asked = control.encode([control.Ping(b"12345678")], CLIENT, size)
+        service.handle(Control(session.tid, asked))
+        ((_, answer),) = engine.sent
+        assert len(answer) == len(asked)
+
+    with_service(test)
+
+
+def test_ipv6_inside_is_offered_where_the_device_has_an_address():
+    address6 = IPv6Interface("fd00::1/64")
+
+    def offers(features):
+        def test(service, engine):
+            _, session = connect(service)
+            said(service, session.tid, control.Hello(1, 0, 1300))
+            assert answers(engine, session.tid)[0].features == features
+
+        return test
+
+    both = control.FEATURE_RESUME | control.FEATURE_IPV6_INSIDE
+    with_service(offers(both), address6=address6)
+    with_service(offers(control.FEATURE_RESUME), address6=address6, deliver_to=IPv4Address("192.0.2.1"))
 
 
 def test_packets_to_nobody_are_refused_and_not_kept():
@@ -209,10 +238,32 @@ def test_a_lost_device_ends_the_service():
 
 def test_status_names_no_secret():
     def test(service, engine):
-        _, session = connect(service)
+        session = greeted(service, engine)
         said = str(service.status())
         for secret in (session.send_root, session.recv_root, session.resume_secret, secret_key().x25519_sk):
             assert secret.hex() not in said
             assert repr(secret) not in said
+
+    with_service(test)
+
+
+def name(number):
+    return number.to_bytes(4, "big") * 8
+
+
+def test_status_of_very_many_peers_shows_those_used_last():
+    def test(service, engine):
+        _, session = connect(service)
+        model = engine.tunnels.pop(session.tid)
+        for number in range(65_000):
+            tid = name(number)
+            engine.tunnels[tid] = replace(model, tid=tid, last_used=float(number))
+        began = time.process_time()
+        status = service.status()
+        assert time.process_time() - began < 1  # a document of all takes several
+        assert status["peers_total"] == 65_000
+        assert [peer["name"] for peer in status["peers"]] == [
+            name(number).hex()[:16] for number in reversed(range(64_000, 65_000))
+        ]
 
     with_service(test)
