@@ -57,6 +57,18 @@ if find_spec("pqtun.pump._native"):  # where cargo is missing there is only the 
 else:
     collect_ignore = ["test_differential.py", "test_native.py", "test_offload.py", "test_virtio.py"]
 
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this host has no IPv6")
+
 CLONE_NEWNET = 0x40000000
 
 Scenario = Callable[[Rig], Coroutine[None, None, None]]

@@ -176,12 +176,14 @@ class Rig:
         self._marked: set[bytes] = set()
         self._prober = self.udp_socket()
 
-    def udp_socket(self, *, ours: bool = True, six: bool = False, dual: bool = False) -> socket.socket:
+    def udp_socket(
+        self, host: str = "127.0.0.1", *, ours: bool = True, six: bool = False, dual: bool = False
+    ) -> socket.socket:
         sock = socket.socket(socket.AF_INET6 if six or dual else socket.AF_INET, socket.SOCK_DGRAM)
         sock.setblocking(False)
         if dual:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.bind(("::" if dual else "::1" if six else "127.0.0.1", 0))
+        sock.bind(("::" if dual else "::1" if six else host, 0))
         if os.geteuid() == 0:
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 20)  # as the daemon's parent does
         if ours:
