@@ -12,7 +12,7 @@ import pytest
 
 from pqtun.protocol.names import parse_name
 from tests.net import pqtun
-from tests.net.lab import RESOLVER4, SERVER4, SERVER6, Lab
+from tests.net.lab import CLIENT4, CLIENT6, RESOLVER4, SERVER4, SERVER6, Lab
 from tests.net.pqtun import PqtunServer
 from tests.net.process import wait_until
 from tests.net.stage import HOST, Stage, noise, python, refused, resident, started, status, stopped
@@ -180,7 +180,7 @@ def test_status(server: PqtunServer, stage: Stage) -> None:
     assert document == {**document, "role": "server", "interface": "pqtsrv0", "port": 42424, "key_port": 42425}
     assert f"pq1{document['keyhash']}" in stage.announced
     [peer] = document["peers"]
-    assert peer["real_address"] == "192.0.2.10"
+    assert peer["real_address"] in (CLIENT4, CLIENT6)
     assert peer["private_address"] == "10.42.0.2"
     assert peer["packets"]["received"] > 0 < peer["packets"]["sent"]
     assert peer["bytes"]["received"] > 0 < peer["bytes"]["sent"]
@@ -190,7 +190,7 @@ def test_status(server: PqtunServer, stage: Stage) -> None:
     assert "listening port: 42424, key server 42425" in text
     assert f"key hash: {document['keyhash']}" in text
     assert f"\npeer: {peer['name']}\n  state: up\n  private address: 10.42.0.2\n" in text
-    assert "real address: 192.0.2.10 port 42423" in text
+    assert f"real address: {peer['real_address']} port 42423" in text
     assert stopped(stage.client) == 0
 
 
