@@ -71,6 +71,7 @@ def _document(checkup: Checkup) -> dict[str, Any]:
         "name": checkup.name or None,
         "keyhash": encode(announced.keyhash) if announced else None,
         "addresses": [str(address) for address in checkup.addresses],
+        "answering": [str(address) for address in checkup.answering],
         "steps": [
             {
                 "step": step.name,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from pqtun.protocol.names import make_label
 from tests.net import pqtun
 from tests.net.bad_key_server import PORT as BAD_PORT
-from tests.net.lab import CLIENT4, SERVER4, Lab
+from tests.net.lab import CLIENT4, SERVER4, SERVER6, Lab
 from tests.net.stage import HOST, PLAIN, Stage, python, start_python, started, status, stopped
 
 STEPS = ["dns", "key", "hash", "handshake", "ping"]
@@ -61,11 +63,15 @@ def test_all_is_well(stage: Stage) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert [line[:4] for line in lines] == ["ok  "] * len(STEPS)
-    assert f"{stage.label} at {SERVER4}" in lines[0]
+    assert f"{stage.label} at {SERVER4}, {SERVER6}" in lines[0]
+    assert f"tunnel to {SERVER6} port 42424 and to {SERVER4} port 42424" in lines[3]
+    assert f"{SERVER6}: 4 of 4 answered" in lines[4]
+    assert f"{SERVER4}: 4 of 4 answered" in lines[4]
     found = document(stage, HOST)
     assert found["ok"]
     assert len(found["steps"]) == len(STEPS)
-    assert found == {**found, "host": HOST, "name": stage.label, "addresses": [SERVER4]}
+    both = {"addresses": [SERVER4, SERVER6], "answering": [SERVER6, SERVER4]}
+    assert found == {**found, "host": HOST, "name": stage.label, **both}
     assert f"pq1{found['keyhash']}" in stage.label
 
 
@@ -97,7 +103,7 @@ def test_beside_a_running_client(stage: Stage) -> None:
         assert stage.private_address()
         found = document(stage, HOST)
         assert found["ok"], found
-        assert found["addresses"] == [SERVER4]
+        assert set(found["addresses"]) == set(found["answering"]) == {SERVER4, SERVER6}
         assert stage.curl().tunnelled
     finally:
         assert stopped(stage.client) == 0
@@ -117,7 +123,7 @@ def test_no_such_name(stage: Stage) -> None:
 def test_announced_without_address(stage: Stage) -> None:
     target = stage.label.replace("example", "no-address")
     stage.add_records(f"no-address.example.net. 60 IN CNAME {target}.", f'{target}. 60 IN TXT "x"')
-    assert f"{target} has no A record" in fault(stage, "no-address.example.net", "dns")
+    assert f"{target} has neither an A nor an AAAA record" in fault(stage, "no-address.example.net", "dns")
 
 
 def test_server_down(stage: Stage) -> None:
@@ -126,8 +132,8 @@ def test_server_down(stage: Stage) -> None:
         said = fault(stage, HOST, "key")
     finally:
         started(stage.server)
-    assert f"key server {SERVER4} port 42425: " in said
-    assert "cannot be reached" in said
+    for address in (SERVER6, SERVER4):
+        assert f"key server {address} port 42425: the key server cannot be reached: " in said
 
 
 def test_key_server_down(stage: Stage) -> None:
@@ -149,7 +155,7 @@ def test_nobody_answers(stage: Stage) -> None:
     assert f"key server {SERVER4} port {BAD_PORT}: no answer" in said
     assert lookup.wait(10) == 1
     [step] = json.loads(lookup.output())["steps"]
-    assert f"DNS lookup of {HOST} failed" in step["error"]
+    assert f"DNS lookup of {HOST} (A) failed" in step["error"]
 
 
 def test_wrong_key(stage: Stage) -> None:
@@ -173,4 +179,54 @@ def test_tunnel_port_dead(stage: Stage, silent: bool) -> None:
 def test_it_asks_the_resolver_of_the_host_and_only_what_it_must(stage: Stage) -> None:
     asked = len(stage.dns.queries())
     assert document(stage, HOST)["ok"]
-    assert [(query[0], query[1]) for query in stage.dns.queries()[asked:]] == [(HOST, "A")]
+    assert sorted(query[:2] for query in stage.dns.queries()[asked:]) == [(HOST, "A"), (HOST, "AAAA")]
+
+
+def test_ipv6_only(stage: Stage) -> None:
+    target = make_label(stage.keyhash) + ".six.example.net."
+    stage.add_records(f"six.example.net. 60 IN CNAME {target}", f"{target} 60 IN AAAA {SERVER6}")
+    found = document(stage, "six.example.net")
+    assert found["ok"], found
+    assert found["addresses"] == found["answering"] == [SERVER6]
+
+
+def test_an_address_that_does_not_answer(stage: Stage) -> None:
+    """All is well over the other one; what is wrong with this one is said."""
+    stage.announce("moved.example.net", stage.keyhash, SERVER4)
+    target = make_label(stage.keyhash) + ".moved.example.net."
+    dead = SERVER6.replace("::20", "::99")
+    stage.add_records(f"{target} 60 IN AAAA {dead}")
+    found = document(stage, "moved.example.net")
+    assert found["ok"], found
+    assert (found["addresses"], found["answering"]) == ([SERVER4, dead], [SERVER4])
+    assert f"from {SERVER4} port 42425; no answer from key server {dead} port 42425" in found["steps"][1]["detail"]
+
+
+@contextmanager
+def wall(stage: Stage, ns: str, rule: str) -> Iterator[None]:
+    """Drop what comes into a namespace and matches."""
+    text = f"table inet wall {{\nchain input {{\ntype filter hook input priority 0\n{rule} drop\n}}\n}}\n"
+    stage.lab.run(ns, "nft", "-f", "-", stdin=text.encode())
+    try:
+        yield
+    finally:
+        stage.lab.run(ns, "nft", "delete", "table", "inet", "wall")
+
+
+def test_a_firewall_that_lets_only_one_family_to_the_tunnel_port(stage: Stage) -> None:
+    with wall(stage, stage.net.server, "meta nfproto ipv6 udp dport 42424"):
+        found = document(stage, HOST)
+    assert found["ok"], found
+    assert found["answering"] == [SERVER4]
+    assert f"tunnel to {SERVER4} port 42424; no answer from {SERVER6} port 42424" in found["steps"][3]["detail"]
+    assert SERVER6 not in found["steps"][4]["detail"]
+
+
+def test_one_lookup_fails(stage: Stage) -> None:
+    """A resolver that does not answer AAAA questions keeps nobody from the IPv4 address."""
+    # The type follows the name, of two bytes more than its text (RFC 1035 section 4.1.2), and 8 + 12 bytes of headers.
+    with wall(stage, stage.net.resolver, f"udp dport 53 @th,{(8 + 12 + len(HOST) + 2) * 8},16 28"):
+        found = document(stage, HOST)
+    assert found["ok"], found
+    assert found["addresses"] == [SERVER4]
+    assert f"DNS lookup of {HOST} (AAAA) failed" in found["steps"][0]["detail"]
