@@ -10,8 +10,6 @@ import argparse
 import hashlib
 import json
 import os
-import select
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -23,47 +21,14 @@ from benchmarks.run import SOA
 from tests.net.lab import SERVER4, Lab, standard_topology
 from tests.net.pqtun import PqtunClient, PqtunServer
 from tests.net.process import LabError
-from tests.net.ssh import SshServer
+from tests.net.ssh import EchoSession, SshServer
 
 HOST = "www.example.net"
 EPOCH = 30.0
 RATE = 20_000_000
 MEMORY_LIMIT = 150_000_000
 PAGE_BYTES = 1_000_000
-ECHO_TIMEOUT = 10.0
 PERIOD, PAGE_PERIOD, MEMORY_PERIOD = 1.0, 5.0, 10.0
-
-
-class EchoSession:
-    """An ssh session that sends each line back."""
-
-    def __init__(self, argv: list[str]) -> None:
-        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def echo(self, text: str) -> float:
-        """Seconds that a line took to come back; LabError if it did not within ECHO_TIMEOUT."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        begin = time.monotonic()
-        self._process.stdin.write(text.encode() + b"\n")
-        self._process.stdin.flush()
-        line = b""
-        while not line.endswith(b"\n"):
-            left = begin + ECHO_TIMEOUT - time.monotonic()
-            if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
-                raise LabError(f"ssh did not echo within {ECHO_TIMEOUT:g} s")
-            part = os.read(self._process.stdout.fileno(), 4096)
-            if not part:
-                raise LabError("the ssh session ended")
-            line += part
-        if line != text.encode() + b"\n":
-            raise LabError(f"ssh sent back {line!r} for {text!r}")
-        return time.monotonic() - begin
-
-    def close(self) -> None:
-        """End the session."""
-        self._process.kill()
-        self._process.communicate()
 
 
 @dataclass
@@ -98,7 +63,7 @@ def soak(lab: Lab, seconds: float) -> tuple[Course, dict[str, object]]:
     lab.wait_listening(sink, net.server, 5201)
     rate = ["-b", str(RATE), "-t", str(int(seconds)), "-i", "5", "-J"]
     stream = lab.spawn(net.client, "iperf3", "-c", address, *rate)
-    shell = EchoSession(lab.argv(net.client, *sshd.client_argv(HOST, "while read l; do echo $l; done")))
+    shell = EchoSession(lab.argv(net.client, *sshd.client_argv(HOST, EchoSession.COMMAND)))
     course = Course()
     got = lab.directory / "got"
     begin = time.monotonic()

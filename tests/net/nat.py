@@ -14,10 +14,14 @@ _FORGET = "from pyroute2 import NFCTSocket; NFCTSocket().flush()"
 
 
 class Nat:
-    """What router `ns` sends out by `device` over IPv4 has the device's address, and a port of the NAT's choice."""
+    """What router `ns` sends out by `device` over IPv4 has the device's address, and a port of the NAT's choice.
 
-    def __init__(self, lab: Lab, ns: str, device: str) -> None:
-        self._lab, self._ns, self._device = lab, ns, device
+    Only what comes from the network `behind`.
+    """
+
+    def __init__(self, lab: Lab, ns: str, device: str, behind: str = "0.0.0.0/0") -> None:
+        self._lab, self._ns = lab, ns
+        self._match = f'oifname "{device}" ip saddr {behind}'
         self._thousands = itertools.cycle(range(_ROOM))
         lab.run(ns, "nft", "add table ip lab_nat")
         lab.run(ns, "nft", "add chain ip lab_nat out { type nat hook postrouting priority srcnat; }")
@@ -29,7 +33,7 @@ class Nat:
         ports = f"{first}-{first + _PORTS - 1}"
         rules = "flush chain ip lab_nat out\n"
         for protocol in ("udp", "tcp"):
-            rules += f'add rule ip lab_nat out oifname "{self._device}" ip protocol {protocol} masquerade to :{ports}\n'
-        rules += f'add rule ip lab_nat out oifname "{self._device}" masquerade\n'
+            rules += f"add rule ip lab_nat out {self._match} ip protocol {protocol} masquerade to :{ports}\n"
+        rules += f"add rule ip lab_nat out {self._match} masquerade\n"
         self._lab.run(self._ns, "nft", "-f", "-", stdin=rules.encode())
         self._lab.run(self._ns, sys.executable, "-c", _FORGET)

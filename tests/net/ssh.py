@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.net.lab import Lab
-from tests.net.process import Process
+from tests.net.process import LabError, Process
 
 SSHD = "/usr/sbin/sshd"
 
@@ -54,3 +58,41 @@ class SshServer:
         argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(path)]
         subprocess.run(argv, check=True, capture_output=True, timeout=20)
         return path
+
+
+class EchoSession:
+    """An ssh session whose far end sends each line back."""
+
+    COMMAND = "while read l; do echo $l; done"
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        """`argv` is that of an SshServer's client, with COMMAND."""
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def echo(self, text: str, timeout: float = 10.0) -> float:
+        """Seconds that a line took to come back; LabError if that is more than `timeout` or the session ended."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        begin = time.monotonic()
+        try:
+            self._process.stdin.write(text.encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise LabError("the ssh session ended") from None
+        line = b""
+        while not line.endswith(b"\n"):
+            left = begin + timeout - time.monotonic()
+            if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
+                raise LabError(f"ssh did not echo within {timeout:g} s")
+            part = os.read(self._process.stdout.fileno(), 4096)
+            if not part:
+                raise LabError("the ssh session ended")
+            line += part
+        if line != text.encode() + b"\n":
+            raise LabError(f"ssh sent back {line!r} for {text!r}")
+        return time.monotonic() - begin
+
+    def close(self) -> None:
+        """End the session."""
+        self._process.kill()
+        self._process.communicate()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pqtun.daemon.control import ask
+from pqtun.protocol import private6
 from pqtun.protocol.names import make_label, parse_name
 from tests.net import pqtun
 from tests.net.lab import SERVER4, SERVER6, Conditions, Lab, standard_topology
@@ -25,12 +26,18 @@ from tests.net.process import LabError, Process
 
 HOST, PLAIN = "www.example.net", "plain.example.net"
 SOA = "example.net. 60 IN SOA ns.example.net. host.example.net. 1 60 60 60 60\n"
-CLIENT_SUBNET = ipaddress.ip_network("10.43.0.0/16")
-SERVER_SUBNET = ipaddress.ip_network("10.42.0.0/16")
+CLIENT_SUBNET = ipaddress.IPv4Network("10.43.0.0/16")
+SERVER_SUBNET = ipaddress.IPv4Network("10.42.0.0/16")
 PAGE = "a page for everybody"
 STOP_SECONDS = 2.0
 
 Daemon = PqtunServer | PqtunClient
+
+
+def is_private(address: str, subnet: ipaddress.IPv4Network) -> bool:
+    """Whether it is an address inside a tunnel: one of the subnet, or of the IPv6 network that goes with that."""
+    parsed = ipaddress.ip_address(address)
+    return parsed in (subnet if parsed.version == 4 else private6.prefix(subnet))
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Fetched:
     @property
     def tunnelled(self) -> bool:
         """Whether both ends saw private addresses."""
-        return ipaddress.ip_address(self.address) in CLIENT_SUBNET and ipaddress.ip_address(self.seen) in SERVER_SUBNET
+        return is_private(self.address, CLIENT_SUBNET) and is_private(self.seen, SERVER_SUBNET)
 
 
 class Stage:
