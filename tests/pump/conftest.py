@@ -36,18 +36,18 @@ def native_engine(
 
     manual = _native.ManualClock(clock.now)
     clock.watchers.append(manual.set)
-    new = {name: value for name, value in (("own6", own6), ("handshakes", handshakes)) if value is not None}
     return NativeEngine(
         [tun_fd],
         [udp],
         own=own,
         subnet=subnet,
+        own6=own6,
         deliver_to=deliver_to,
+        handshakes=handshakes,
         virtio=False,
         offload=["udp-gso", "udp-gro"],
         loop=loop,
         clock=manual,
-        **new,
     )
 
 

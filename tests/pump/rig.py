@@ -20,9 +20,13 @@ OWN = "10.43.0.1"
 PEER = "10.43.0.7"
 OTHER = "10.43.0.8"
 SUBNET = IPv4Network("10.43.0.0/16")
-OWN6 = IPv6Interface((private6.address6(private6.prefix(SUBNET), IPv4Address(OWN)), 64))
 # How the far end calls us and itself.
 FAR_OWN, FAR_US = "10.42.0.1", "10.42.0.9"
+# The same over IPv6. Each end has a prefix of its own.
+_HERE, _THERE = private6.prefix(SUBNET), private6.prefix(IPv4Network("10.42.0.0/16"))
+OWN_6, PEER_6, OTHER_6 = (str(private6.address6(_HERE, IPv4Address(inner))) for inner in (OWN, PEER, OTHER))
+FAR_OWN_6, FAR_US_6 = (str(private6.address6(_THERE, IPv4Address(inner))) for inner in (FAR_OWN, FAR_US))
+OWN6 = IPv6Interface(f"{OWN_6}/{private6.PREFIX_BITS}")
 # The tunnels that the rig marks its own packets with.
 _MARKED = "10.43.254.254"
 _FIRST_MARKER = 50_000
