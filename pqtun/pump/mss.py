@@ -20,6 +20,7 @@ def clamped(packet: bytes | bytearray, mtu: int) -> bytes | bytearray:
 
     That is the packet itself, but for a SYN or SYN-ACK whose maximum segment size is larger; there it is lowered and
     the checksum adjusted. It is never raised, and options that make no sense stay. IPv6 takes 1280 bytes at least.
+    Padding is not looked at.
     """
     at = _syn(packet)
     if at is None:
@@ -57,7 +58,8 @@ def _syn(packet: bytes | bytearray) -> int | None:
         at = None
     if at is None or len(packet) < at + HEADER_BYTES[TCP] or not packet[at + _FLAGS_AT] & _SYN:
         return None
-    return at if at + (packet[at + 12] >> 4) * 4 <= len(packet) else None
+    total = IPV6_HEADER_BYTES + WORD.unpack_from(packet, 4)[0] if is_ipv6(packet) else WORD.unpack_from(packet, 2)[0]
+    return at if at + (packet[at + 12] >> 4) * 4 <= total <= len(packet) else None
 
 
 def _transport6(packet: bytes | bytearray) -> int | None:

@@ -101,6 +101,16 @@ def test_headers_that_are_something_else(at: int, value: int) -> None:
     assert clamped(packet, 1100) is packet
 
 
+@pytest.mark.parametrize(("version", "at"), [(4, 3), (6, 5)])
+def test_padding_is_no_part_of_a_header(version: int, at: int) -> None:
+    packet, mtu = tcp(version, mss(1460)), 1300
+    assert clamped(packet + b"padding", mtu) == tcp(version, mss(mtu - HEADERS[version])) + b"padding"
+    for change in (-1, -4, 1):  # a length that ends within the header, and one that nothing is behind
+        other = bytearray(packet)
+        other[at] += change
+        assert clamped(other, mtu) is other
+
+
 def test_behind_options_of_ipv4_and_ipv6() -> None:
     assert clamped(tcp(4, mss(1460), before=bytes([1] * 8)), 1100) == tcp(4, mss(1060), before=bytes([1] * 8))
     options = (p.DESTINATION_OPTIONS, bytes([0, 0, 1, 4, 0, 0, 0, 0]))

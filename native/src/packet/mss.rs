@@ -19,11 +19,18 @@ const MSS_BYTES: u8 = 4;
 ///
 /// Only a SYN or SYN-ACK whose maximum segment size is larger is changed: it is lowered and the checksum adjusted, which
 /// must be a whole one: of a program's packet call `finish_checksum` before, of a peer's call `Inbound::deliver` after. It
-/// is never raised, and options that make no sense stay. IPv6 takes 1280 bytes at least.
+/// is never raised, and options that make no sense stay. IPv6 takes 1280 bytes at least. Padding is not looked at.
 #[inline]
 pub fn clamp(packet: &mut [u8], mtu: u16) {
     if let Some(at) = syn(packet) {
-        clamp_syn(packet, at, mtu);
+        let total = if is_ipv6(packet) {
+            IPV6_HEADER_BYTES + usize::from(word(packet, 4))
+        } else {
+            usize::from(word(packet, 2))
+        };
+        if let Some(packet) = packet.get_mut(..total) {
+            clamp_syn(packet, at, mtu);
+        }
     }
 }
 

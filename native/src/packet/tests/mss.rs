@@ -119,6 +119,23 @@ fn only_whole_syns_of_tcp() {
 }
 
 #[test]
+fn padding_is_no_part_of_a_header() {
+    for (ip, headers) in [(Ip::new(TCP), 40), (Ip::v6(TCP), 60)] {
+        let (packet, mtu) = (syn(&ip, SYN, &mss(1460)), 1300);
+        let padded = [&packet[..], &[7; 9]].concat();
+        let want = [&syn(&ip, SYN, &mss(mtu - headers))[..], &[7; 9]].concat();
+        assert_eq!(clamped(&padded, mtu), want);
+        // A length that ends within the header, and one that nothing is behind.
+        let at = if headers == 40 { 3 } else { 5 };
+        for change in [-1i8, -4, 1] {
+            let mut packet = packet.clone();
+            packet[at] = packet[at].wrapping_add_signed(change);
+            assert_eq!(clamped(&packet, mtu), packet);
+        }
+    }
+}
+
+#[test]
 fn behind_options_of_ipv4_and_ipv6() {
     let ip = Ip {
         options: vec![1; 8],
