@@ -22,13 +22,15 @@ use crate::shared::{Place, Shared};
 use crate::tunnel::{Beginning, Tid, Tunnel, TunnelStats};
 use crate::worker::{self, Stop, SLOTS};
 
-/// A tunnel's deadline as bits: for positive numbers they compare as the numbers do.
-type Deadline = Reverse<(u64, Tid)>;
+/// A tunnel's deadline as bits, which for positive numbers compare as the numbers do, and which one it was to be added.
+type Deadline = Reverse<(u64, u64, Tid)>;
 
 /// What only the control plane's thread uses.
 struct Control {
     lane: Lane,
     deadlines: BinaryHeap<Deadline>,
+    /// How many tunnels have been added.
+    added: u64,
 }
 
 pub struct Engine {
@@ -99,6 +101,7 @@ impl Engine {
             control: Some(Control {
                 lane,
                 deadlines: BinaryHeap::new(),
+                added: 0,
             }),
         })
     }
@@ -150,13 +153,14 @@ impl Engine {
         if self.shared.table.contains(&tid) {
             return Err(Refused::Exists);
         }
-        let Some(Control { lane, deadlines }) = &mut self.control else {
+        let Some(Control { lane, deadlines, added }) = &mut self.control else {
             return Err(Refused::Closed);
         };
         let now = self.shared.clock.now();
         let inbound = self.shared.inbound(inner);
         let tunnel = Arc::new(Tunnel::new(beginning, inbound, now).map_err(Refused::System)?);
-        deadlines.push(Reverse((tunnel.deadline().to_bits(), tid)));
+        *added += 1;
+        deadlines.push(Reverse((tunnel.deadline().to_bits(), *added, tid)));
         // Workers that have a packet for this tunnel wait here until it is complete.
         let mut waiting = self.shared.waiting();
         for (datagram, source) in waiting.early.take(&tid) {
@@ -302,7 +306,7 @@ impl Engine {
         let Some(Control { deadlines, .. }) = &mut self.control else {
             return f64::INFINITY;
         };
-        while let Some(&Reverse((deadline, tid))) = deadlines.peek() {
+        while let Some(&Reverse((deadline, number, tid))) = deadlines.peek() {
             if f64::from_bits(deadline) > now {
                 next = next.min(f64::from_bits(deadline));
                 break;
@@ -318,7 +322,7 @@ impl Engine {
                 forget(&self.shared, &tid);
                 let _ = self.shared.events.put(Event::Dead(tid)); // bounded by the tunnels
             } else {
-                deadlines.push(Reverse((deadline.to_bits(), tid)));
+                deadlines.push(Reverse((deadline.to_bits(), number, tid)));
             }
         }
         next - now
