@@ -20,8 +20,9 @@ class Attempts:
         self._links: list[Link] = []  # oldest first
 
     def want(self, link: Link) -> None:
-        """Have a link connect if it should. Where there is no room, its held packets fail at once."""
+        """Have a link connect if it should, soon if it does already. Where there is no room, its held packets fail."""
         if not link.idle:
+            link.want()
             return
         self._links = [other for other in self._links if not other.idle and other.state == "connecting"]
         if len(self._links) >= MAX_ATTEMPTS:

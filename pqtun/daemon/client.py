@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from math import inf
 from typing import Any, Final
 
 from pqtun.daemon import clock, host, privilege, report
@@ -85,7 +86,8 @@ class ClientService:
         features = control.FEATURE_RESUME | (control.FEATURE_IPV6_INSIDE if tun.address6 is not None else 0)
         self._own = Own(tun.address.ip, tun.mtu, features)
         self._policy = FailurePolicy(settings.failure, settings.direct_minutes)
-        self._direct: dict[IPv4Address, float] = {}  # peers whose real addresses are given out, and until when
+        # Key hash and name of servers whose real addresses are given out, and until when.
+        self._direct: dict[tuple[bytes, str], float] = {}
         self._connected: set[IPv4Address] = set()
         self._looked = self._noted = 0.0
         self._watch = NetworkWatch(self._network_changed)
@@ -124,23 +126,24 @@ class ClientService:
         """
         peer = self._book.met(found.announcement, found.name, found.real4, found.real6, self._in_use)
         if peer is None:
-            self._events["no_free_address"] += 1
+            if found.real4 is not None or found.real6:  # else it only denies that an unknown server has IPv6
+                self._events["no_free_address"] += 1
             return None
-        if self._goes_direct(peer):
+        allows_direct = self._policy.allows_direct((found.asked, found.name))
+        if allows_direct and self._goes_direct(peer):
             return DIRECT
         link = self._link(peer)
         link.found(peer, found.upstream)
-        link.allows_direct = self._policy.allows_direct((found.asked, found.name))
+        link.allows_direct = allows_direct
         self._attempts.want(link)
         network6 = self._network6 if peer.ipv6_inside else None
         return Private(peer.inner, None if network6 is None else address6(network6, peer.inner))
 
     def _goes_direct(self, peer: Peer) -> bool:
-        until = self._direct.get(peer.inner)
-        if until is not None and until <= clock.boottime():
-            del self._direct[peer.inner]
-            until = None
-        return until is not None
+        server = peer.keyhash, peer.name
+        if self._direct.get(server, inf) <= clock.boottime():
+            del self._direct[server]
+        return server in self._direct
 
     def handle(self, event: Event) -> None:
         """Take an event of the engine."""
@@ -196,8 +199,8 @@ class ClientService:
                     pongs.append(control.Pong(data))
                 case control.Pong(data):
                     link.answered(tid, data)
-                case control.Bye():  # the next packet to this server makes a new tunnel
-                    link.ended(tid)
+                case control.Bye(reason):  # the next packet to this server makes a new tunnel
+                    link.ended(tid, resumable=reason == control.BYE_MAKING_ROOM)
                     return
                 case _:
                     pass
@@ -246,7 +249,7 @@ class ClientService:
 
     def _link_failed(self, link: Link) -> None:
         if link.allows_direct:
-            self._direct[link.peer.inner] = clock.boottime() + 60 * self._settings.direct_minutes
+            self._direct[link.peer.keyhash, link.peer.name] = clock.boottime() + 60 * self._settings.direct_minutes
             log.warning(
                 "%s: no tunnel, its real addresses are given out for %d minutes, as [client.failure] says",
                 link.peer.name,

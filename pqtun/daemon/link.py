@@ -164,11 +164,12 @@ class Link:
         if tid == self.tid:
             self.upkeep, self._lost, self._replacing = None, None, False
 
-    def ended(self, tid: bytes) -> None:
-        """The server has said that it stops: nothing there can be continued."""
+    def ended(self, tid: bytes, *, resumable: bool) -> None:
+        """The server has ended this tunnel."""
         if tid == self.tid:
             self._drop_tunnel()
-            self._forget_tickets()
+            if not resumable:
+                self._forget_tickets()
 
     def introduced(self, tid: bytes, hello: control.Hello) -> None:
         """Take what the peer says of itself in this tunnel."""

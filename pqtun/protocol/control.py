@@ -19,7 +19,8 @@ FEATURE_RESUME: Final = 1 << 0
 FEATURE_IPV6_INSIDE: Final = 1 << 1
 FEATURE_PADDING: Final = 1 << 2
 
-BYE_STOPPING: Final = 0  # the program ends; nothing is wrong
+BYE_STOPPING: Final = 0  # the program ends, and with it what it remembers
+BYE_MAKING_ROOM: Final = 1  # the tunnel goes to make room for others; it may be resumed
 
 _IPV4_HEADER = Struct(">BBHHHBBH4s4s")
 _TLV = Struct(">BH")

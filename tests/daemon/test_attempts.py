@@ -17,6 +17,7 @@ class FakeLink:
     idle: bool = True
     state: str = "idle"
     refused: bool = False
+    wanted: int = 0
     error: str | None = None
     peer: SimpleNamespace = field(init=False)
 
@@ -24,6 +25,7 @@ class FakeLink:
         self.peer = SimpleNamespace(proven=self.proven)
 
     def want(self):
+        self.wanted += 1
         self.idle, self.state = False, "connecting"
 
     def refuse(self):
@@ -51,6 +53,7 @@ def test_the_oldest_makes_room():
     assert [link.state for link in links] == ["failed", "failed", "connecting", "connecting", "connecting"]
     assert "too many" in links[0].error
     made.want(links[4])  # has its place
+    assert links[4].wanted == 2
     assert links[2].state == "connecting"
     assert counters == {"attempts_given_up": 2}
 

@@ -1,15 +1,26 @@
 import asyncio
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, IPv6Network
+from types import SimpleNamespace
 
+import pytest
+
+from pqtun.daemon import clock
 from pqtun.daemon.client import ClientService
+from pqtun.daemon.connector import ConnectError
 from pqtun.daemon.host import Tun
+from pqtun.daemon.policy import Rule
 from pqtun.daemon.settings import ClientSettings
+from pqtun.dns.answer import DIRECT, Found, Private
 from pqtun.protocol import control
-from pqtun.pump.engine import Control, EngineStats
+from pqtun.protocol.names import Announcement
+from pqtun.protocol.private6 import address6
+from pqtun.pump.engine import Control, EngineStats, Roamed
+from tests.daemon.virtual import now, play
 
 OWN = IPv4Interface("10.43.0.1/16")
 SERVER = IPv4Address("10.42.0.1")
 TID = bytes(32)
+REAL, OTHER = IPv4Address("192.0.2.7"), IPv4Address("192.0.2.8")
 
 
 class RecordingEngine:
@@ -34,6 +45,12 @@ class RecordingEngine:
     def remove_tunnel(self, tid):
         self.removed.append(tid)
 
+    def hold(self, inner, *, report=False):
+        pass
+
+    def drop_held(self, inner, *, unreachable):
+        pass
+
     def stats(self):
         return EngineStats([], {}, 0, 0, 0, 0)
 
@@ -46,7 +63,7 @@ def with_service(tmp_path, test):
 
     async def body():
         engine = RecordingEngine()
-        service = ClientService(ClientSettings(state=tmp_path), Tun(None, "pqtcli0", OWN), engine)
+        service = ClientService(ClientSettings(state=tmp_path), Tun((), "pqtcli0", OWN), engine)
         test(service, engine)
         service.failed.cancel()
         await service.close()
@@ -54,10 +71,26 @@ def with_service(tmp_path, test):
     asyncio.run(body())
 
 
+class RecordingLink:
+    """Stands for the link of the tunnel TID."""
+
+    peer = SimpleNamespace(inner=IPv4Address("10.43.0.2"))
+    tid = None
+    upkeep = None
+
+    def __init__(self, service):
+        self.calls = []
+        service._by_tid[TID] = self
+
+    def __getattr__(self, name):
+        return lambda *words, **named: self.calls.append((name, *words, *named.values()))
+
+
 def test_one_packet_asks_for_one(tmp_path):
     """The server chooses where the answers go: one packet must not bring it, or a third party, thousands."""
 
     def test(service, engine):
+        RecordingLink(service)
         pings = [control.Ping(number.to_bytes(8, "big")) for number in range(1000)]
         asked = control.encode(pings, SERVER)
         service.handle(Control(TID, asked))
@@ -69,15 +102,105 @@ def test_one_packet_asks_for_one(tmp_path):
     with_service(tmp_path, test)
 
 
-def test_a_farewell_ends_the_tunnel_and_bad_control_packets_do_not(tmp_path):
+@pytest.mark.parametrize("size", [0, 500, 1396])
+def test_a_pong_is_as_long_as_its_ping(tmp_path, size):
     def test(service, engine):
+        RecordingLink(service)
+        asked = control.encode([control.Ping(bytes(8))], SERVER, size)
+        service.handle(Control(TID, asked))
+        assert [len(answer) for _, answer in engine.sent] == [len(asked)]
+
+    with_service(tmp_path, test)
+
+
+def test_what_the_tunnels_say_goes_to_their_links(tmp_path):
+    def test(service, engine):
+        link = RecordingLink(service)
+        hello = control.Hello(1, 0, 1396)
         good = control.encode([control.Bye(0)], SERVER)
         service.handle(Control(TID, good[:-1]))
-        service.handle(Control(TID, control.encode([control.Hello(1, 0, 1396), control.Pong(bytes(8))], SERVER)))
-        assert not engine.removed
-        assert not engine.sent
-        service.handle(Control(TID, good))
-        assert engine.removed == [TID]
+        service.handle(Control(b"x" * 32, good))
+        service.handle(Control(TID, control.encode([hello, control.Pong(b"12345678")], SERVER)))
+        service.handle(Roamed(TID, ("192.0.2.1", 1)))
+        for reason in (control.BYE_STOPPING, control.BYE_MAKING_ROOM):
+            service.handle(Control(TID, control.encode([control.Bye(reason)], SERVER)))
+        assert link.calls == [
+            ("introduced", TID, hello),
+            ("answered", TID, b"12345678"),
+            ("roamed", TID, ("192.0.2.1", 1)),
+            ("ended", TID, False),
+            ("ended", TID, True),
+        ]
+        assert service.status({})["events"] == {"control": 2}
+
+    with_service(tmp_path, test)
+
+
+def found(name="pq1x.example.net", asked="www.example.net", real4=(REAL,), real6=None):
+    announcement = Announcement(b"k" * 32, 42424, 42425)
+    return Found(announcement, name, asked, real4 and list(real4), real6, ("192.0.2.53", 53))
+
+
+class Refused:
+    """Stands for the connector: there is no tunnel to be had."""
+
+    async def contact(self, *_, **__):
+        raise ConnectError("wrong_key", "no")
+
+
+def test_where_it_is_allowed_programs_go_without_a_tunnel_for_some_time(tmp_path, monkeypatch):
+    """Only after a failure, only by the names it is allowed for, and only this server."""
+    rules = (Rule("*.example.net", "direct"),)
+
+    async def scenario():
+        monkeypatch.setattr(clock, "boottime", now)
+        engine = RecordingEngine()
+        settings = ClientSettings(state=tmp_path, failure=rules, direct_minutes=5)
+        service = ClientService(settings, Tun((), "pqtcli0", OWN), engine)
+        service._connector = Refused()
+        private = service.address_of(found())
+        assert isinstance(private, Private)
+        await asyncio.sleep(1)
+        assert service.address_of(found()) is DIRECT
+        assert service.address_of(found(name="pq1x.example.org", asked="www.example.org")) is not DIRECT
+        assert service.address_of(found(name="pq1y.example.net", real4=[OTHER])) is not DIRECT
+        await asyncio.sleep(298)
+        assert service.address_of(found()) is DIRECT
+        await asyncio.sleep(2)
+        assert service.address_of(found()) == private
+        await asyncio.sleep(1)
+        assert service.address_of(found()) is DIRECT
+        service.failed.cancel()
+        await service.close()
+
+    play(scenario())
+
+
+def test_without_leave_a_server_is_never_spoken_to_in_clear(tmp_path, monkeypatch):
+    async def scenario():
+        monkeypatch.setattr(clock, "boottime", now)
+        service = ClientService(ClientSettings(state=tmp_path), Tun((), "pqtcli0", OWN), RecordingEngine())
+        service._connector = Refused()
+        for _ in range(5):
+            assert isinstance(service.address_of(found()), Private)
+            await asyncio.sleep(60)
+        service.failed.cancel()
+        await service.close()
+
+    play(scenario())
+
+
+def test_ipv6_addresses_are_given_for_servers_that_know_of_them(tmp_path):
+    def test(service, _engine):
+        service._tun = Tun((), "pqtcli0", OWN, address6=IPv6Interface("fdd7:ef0f:7bd4::1/64"))
+        service._connector = Refused()
+        inner, six = service.address_of(found())
+        assert six is None
+        service._book.learned(inner, True)
+        assert service.address_of(found()).v6 == address6(IPv6Network("fdd7:ef0f:7bd4::/64"), inner)
+        assert service.is_own(inner)
+        assert service.is_own(service.address_of(found()).v6)
+        assert not service.is_own(IPv6Address("fdd7:ef0f:7bd4::1"))
 
     with_service(tmp_path, test)
 
