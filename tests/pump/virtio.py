@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from tests.pump import gso
 from tests.pump import packets as p
@@ -16,9 +17,9 @@ LONGEST = 65535
 Scenario = Callable[[Side], Coroutine[None, None, None]]
 
 
-def play(scenario: Scenario, offload: Sequence[str] = ALL_OFFLOADS) -> None:
+def play(scenario: Scenario, offload: Sequence[str] = ALL_OFFLOADS, **options: Any) -> None:
     async def scene() -> None:
-        with rig(native(virtio=True, offload=offload)) as made:
+        with rig(native(virtio=True, offload=offload), **options) as made:
             await scenario(Side(made, virtio=True))
             assert "internal_error" not in made.drops()
 
