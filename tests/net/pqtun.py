@@ -16,12 +16,19 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVER_ADDRESS, CLIENT_ADDRESS = "10.42.0.1", "10.43.0.1"
 # Every machine has it; the user `pqtun` comes with `make install` only.
 USER = "nobody"
+# How fast minutes pass where tests wait for many of them. Much faster, and deadlines of a second would be missed.
+CLOCK_SCALE = 20
 
 
 def environment() -> Mapping[str, str]:
     """What `python -m pqtun` needs to be this checkout."""
     before = os.environ.get("PYTHONPATH")
     return {"PYTHONPATH": f"{ROOT}:{before}" if before else str(ROOT)}
+
+
+def scaled(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment in which a daemon's clock runs CLOCK_SCALE times as fast."""
+    return {**environment, "PQTUN_CLOCK_SCALE": str(CLOCK_SCALE)}
 
 
 def argv(*arguments: str) -> list[str]:

@@ -83,7 +83,9 @@ class Stage:
     def announce(self, host: str, keyhash: bytes, address: str, ports: tuple[int, int] | None = None) -> None:
         """Add an announcement of any key to the zone, `ports` being those of tunnel and key server."""
         target = f"{make_label(keyhash, *(ports or ()))}.{host}."
-        self.add_records(f"{host}. 60 IN CNAME {target}", f"{target} 60 IN A {address}")
+        self.add_records(
+            f"{host}. 60 IN CNAME {target}", f"{target} 60 IN {'AAAA' if ':' in address else 'A'} {address}"
+        )
 
     def add_records(self, *records: str) -> None:
         """Add lines to the zone."""
@@ -106,9 +108,12 @@ class Stage:
         assert ipaddress.ip_address(address) in CLIENT_SUBNET, address
         return address
 
-    def curl(self, host: str = HOST, path: str = "/page", *, ns: str = "", timeout: float = 20) -> Fetched:
-        """Fetch a page; LabError if that fails."""
+    def curl(
+        self, host: str = HOST, path: str = "/page", *, ns: str = "", timeout: float = 20, family: int = 0
+    ) -> Fetched:
+        """Fetch a page, by IP version `family` if given; LabError if that fails."""
         argv = ["curl", "-sS", "--fail", "--max-time", str(timeout), "-w", " %{remote_ip}", f"http://{host}{path}"]
+        argv += [f"-{family}"] if family else []
         said = self.lab.run(ns or self.net.client, *argv, timeout=timeout + 5).stdout
         text, _, address = said.rpartition(" ")
         return Fetched(text, address, self.web.output().split()[-2])

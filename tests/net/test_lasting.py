@@ -1,4 +1,4 @@
-"""What idle connections outlive. Minutes pass SCALE times as fast for the daemons (PQTUN_CLOCK_SCALE).
+"""What idle connections outlive. Minutes pass CLOCK_SCALE times as fast for the daemons (PQTUN_CLOCK_SCALE).
 
 All idle sessions are idle at the same time, each from a host of its own: what befalls one befalls no other.
 """
@@ -16,11 +16,11 @@ import pytest
 from tests.net.client_host import ClientHost, client_host
 from tests.net.lab import SERVER4, Lab
 from tests.net.nat import Nat
+from tests.net.pqtun import CLOCK_SCALE, scaled
 from tests.net.process import LabError, wait_until
 from tests.net.ssh import EchoSession, SshServer
 from tests.net.stage import HOST, SERVER_SUBNET, Stage, devices, is_private, started, status, stopped
 
-SCALE = 20
 ANSWER_SECONDS = 3.0  # real ones
 RESTART_SECONDS = 10.0  # these too
 IPV4_HOST = "four.example.net"  # whose tunnels a NAT is in the way of
@@ -29,7 +29,7 @@ ENGINES = ["native", "python"]
 
 def pass_time(seconds: float) -> None:
     """So long for the daemons. That nothing happens meanwhile is what is tested."""
-    time.sleep(seconds / SCALE)
+    time.sleep(seconds / CLOCK_SCALE)
 
 
 def silence(stage: Stage, host: ClientHost) -> None:
@@ -96,10 +96,6 @@ class Fate:
         (peer,) = status(self.host.client)["peers"]
         found: dict[str, Any] = peer
         return found
-
-
-def scaled(environment: Any) -> dict[str, str]:
-    return {**environment, "PQTUN_CLOCK_SCALE": str(SCALE)}
 
 
 @pytest.fixture(scope="module", params=ENGINES)
