@@ -268,7 +268,7 @@ def test_subnet_in_use_is_replaced_unless_chosen(daemon: Daemon) -> None:
     assert f"the subnet {subnet} is in use on this host" in said
     assert "--address" in said
     process = started(daemon)
-    assert f"{subnet} is in use on this host: using 10.0.0.0/16" in process.output()
+    assert f"{subnet} is in use on this host: using 10.200.0.0/16" in process.output()
     assert status(daemon)["address"] == "10.0.0.1/16"
     addresses = daemon.lab.run(daemon.ns, "ip", "-brief", "addr", "show", DEVICE[daemon.role]).stdout
     assert "10.0.0.1/16" in addresses
