@@ -220,9 +220,12 @@ class Lab:
         server.start()
         return server
 
-    def web_server(self, ns: str, directory: Path, port: int = 80) -> Process:
-        """Serve the files of `directory` over HTTP, IPv4 and IPv6; each request is a line "address path" of output."""
-        argv = (sys.executable, str(HERE / "web_server.py"), str(port), str(directory))
+    def web_server(self, ns: str, directory: Path, port: int = 80, *, congestion_control: str = "") -> Process:
+        """Serve the files of `directory` over HTTP, IPv4 and IPv6; each request is a line "address path" of output.
+
+        Its TCP has the machine's congestion control, or the one named.
+        """
+        argv = (sys.executable, str(HERE / "web_server.py"), str(port), str(directory), congestion_control)
         process = self.spawn(ns, *argv)
         self.wait_listening(process, ns, port)
         return process

@@ -1,4 +1,4 @@
-"""A web server for tests: web_server.py PORT DIRECTORY, IPv4 and IPv6, HTTP/1.1, one output line a request.
+"""A web server: web_server.py PORT DIRECTORY [CONGESTION-CONTROL], IPv4 and IPv6, HTTP/1.1, a line of output a request.
 
 GET serves the directory's files; POST answers with the SHA-256 of what was sent, in hexadecimal.
 """
@@ -54,4 +54,7 @@ class Server(socketserver.ThreadingTCPServer):
 if __name__ == "__main__":
     handler = functools.partial(Handler, directory=sys.argv[2])
     with Server(("::", int(sys.argv[1])), handler) as server:
+        if sys.argv[3:] and sys.argv[3]:
+            # Of one socket, for a namespace may not have others than the machine allows. Accepted ones inherit it.
+            server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, sys.argv[3].encode())
         server.serve_forever()
