@@ -94,7 +94,8 @@ impl Admission {
             };
         }
         let is_handshake = data.len() == HANDSHAKE_BYTES && data.starts_with(&HANDSHAKE);
-        if !is_handshake && !(data.len() == COOKIE && data.starts_with(COOKIE_PREFIX)) {
+        let is_cookie = data.len() == COOKIE && data.starts_with(COOKIE_PREFIX);
+        if !is_handshake && !is_cookie {
             return Err("datagram_unknown");
         }
         match &self.server {

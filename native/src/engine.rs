@@ -158,9 +158,9 @@ impl Engine {
         };
         let now = self.shared.clock.now();
         let inbound = self.shared.inbound(inner);
-        let tunnel = Arc::new(Tunnel::new(beginning, inbound, now).map_err(Refused::System)?);
         *added += 1;
-        deadlines.push(Reverse((tunnel.deadline().to_bits(), *added, tid)));
+        let tunnel = Arc::new(Tunnel::new(beginning, inbound, *added, now).map_err(Refused::System)?);
+        deadlines.push(Reverse((tunnel.deadline().to_bits(), tunnel.number, tid)));
         // Workers that have a packet for this tunnel wait here until it is complete.
         let mut waiting = self.shared.waiting();
         for (datagram, source) in waiting.early.take(&tid) {
@@ -312,13 +312,13 @@ impl Engine {
                 break;
             }
             deadlines.pop();
-            let Some(tunnel) = self.shared.table.tunnel(&tid) else {
+            // One that was removed and added again is watched under its new number.
+            let Some(tunnel) = self.shared.table.tunnel(&tid).filter(|tunnel| tunnel.number == number) else {
                 continue;
             };
             // One look, because a worker with a later clock may be expiring it too.
             let deadline = tunnel.expire(now);
             if deadline.is_infinite() {
-                // At once: a tid that was removed and added again is due twice.
                 forget(&self.shared, &tid);
                 let _ = self.shared.events.put(Event::Dead(tid)); // bounded by the tunnels
             } else {
@@ -381,3 +381,7 @@ impl Drop for Engine {
         self.close();
     }
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

@@ -105,6 +105,8 @@ pub struct TunnelStats {
 
 pub struct Tunnel {
     pub tid: Tid,
+    /// Which one of the engine's it was to be added.
+    pub number: u64,
     pub created: f64,
     inner: AtomicU32,
     /// Bytes of the longest inner packet; 0 if nobody said.
@@ -119,7 +121,7 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    pub fn new(beginning: &Beginning, inbound: Inbound, now: f64) -> io::Result<Self> {
+    pub fn new(beginning: &Beginning, inbound: Inbound, number: u64, now: f64) -> io::Result<Self> {
         let &Beginning {
             tid,
             send_root,
@@ -132,6 +134,7 @@ impl Tunnel {
         let keys = ReceiveSchedule::new(receive_root, epoch, now)?;
         Ok(Tunnel {
             tid,
+            number,
             created: now,
             inner: AtomicU32::new(u32::from_be_bytes(inner)),
             mtu: AtomicU16::new(0),

@@ -95,6 +95,9 @@ class Child:
     def do_remove(self, tid: str) -> None:
         self.engine.remove_tunnel(bytes.fromhex(tid))
 
+    def do_put_aside(self, tid: str) -> None:
+        self.engine.put_aside(bytes.fromhex(tid), os.urandom(32), os.urandom(12), 1_700_000_000)
+
     def do_drops(self) -> dict[str, int]:
         return self.engine.stats().drops
 

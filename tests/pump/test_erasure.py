@@ -304,6 +304,21 @@ def test_every_way_of_a_packet(host: Host) -> None:
     look()
 
 
+def test_a_tunnel_that_is_put_aside_leaves_nothing(host: Host) -> None:
+    """Neither its keys nor the roots that the cookie holds, which the schedules derive for it."""
+    far = Far(host, 7)
+    wanted = needles(far)
+    far.add()
+    far.exchange(0, range(30), 30)
+    host.clock(1070.0)
+    host.order("put_aside", far.tid.hex())
+    cookie = far.receive()
+    assert (cookie[:8], len(cookie), far.sending.epoch) == (b"pqccookE", 144, 2)
+    host.settle()
+    assert host.order("tunnels") == {}
+    check(wanted.scan(host.pid), set())
+
+
 def test_after_much_at_once(host: Host) -> None:
     """A busy engine that comes to rest leaves as little."""
     far = Far(host, 7, [20, 1])
