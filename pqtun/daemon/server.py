@@ -103,10 +103,15 @@ class ServerService:
         self._resumption.erase()
 
     async def keep_deadlines(self) -> None:
-        """Erase what is too old and repeat questions, until cancelled."""
-        while True:
-            await asyncio.sleep(EXPIRE_SECONDS)
-            self.expire(clock.boottime())
+        """Erase what is too old and repeat questions, until cancelled. A fault in that ends the service."""
+        try:
+            while True:
+                await asyncio.sleep(EXPIRE_SECONDS)
+                self.expire(clock.boottime())
+        except Exception as fault:
+            if not self.failed.done():
+                self.failed.set_exception(fault)
+            raise
 
     def expire(self, now: float) -> None:
         """Do what is due."""

@@ -1,3 +1,4 @@
+import asyncio
 import time
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Interface
@@ -234,6 +235,22 @@ def test_a_lost_device_ends_the_service():
             await service.failed
 
     with_service(test)
+
+
+def test_no_key_outlives_a_fault(monkeypatch):
+    """Keys that nobody erases any more are no state to go on in."""
+    monkeypatch.setattr(server, "EXPIRE_SECONDS", 0.0)
+
+    async def test(service, engine):
+        await asyncio.wait_for(asyncio.gather(service.keep_deadlines(), return_exceptions=True), 10)
+        with pytest.raises(ZeroDivisionError):
+            await service.failed
+
+    def spoilt(service, engine):
+        service._ring.expire = lambda: 1 / 0
+        return test(service, engine)
+
+    with_service(spoilt)
 
 
 def test_status_names_no_secret():
