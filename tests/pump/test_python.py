@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from pqtun.protocol import schedule
 from pqtun.protocol.tunnel import Tunnel
 from pqtun.pump import python
 from pqtun.pump.engine import Alive, Datagram, Dead, Failed
 from pqtun.pump.python import PythonEngine
 from tests.pump.conftest import Scenario
-from tests.pump.rig import OTHER, Rig, delivered, rig
+from tests.pump.rig import OTHER, Rig, delivered, from_far, rig
 
 pytestmark = pytest.mark.usefixtures("_own_network")
 
@@ -45,6 +46,27 @@ def test_keys_are_erased_with_their_tunnel(monkeypatch: pytest.MonkeyPatch) -> N
 
     run(scenario)
     assert len(made) == 2
+
+
+def test_late_keys_of_all_tunnels_have_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "ALL_BLOCKS", 20)
+
+    async def scenario(rig: Rig) -> None:
+        fars = [rig.far(1), rig.far(2, OTHER)]
+        late = []
+        for far in fars:
+            late.append(far.seal(from_far(b"late")))
+            for _ in range(15 * 18):
+                far.seal(b"")
+            far.send_packet(b"on")
+            await rig.delivered()
+        for far, datagram in zip(fars, late, strict=True):
+            far.send(datagram)
+        assert await rig.delivered() == delivered(b"late")  # the first had its keys kept
+        await rig.settle()
+        assert [rig.tunnel_drops(far.tid) for far in fars] == [{}, {"replay": 1}]
+
+    run(scenario)
 
 
 @pytest.mark.parametrize("number", [errno.ENOBUFS, errno.ENOMEM])

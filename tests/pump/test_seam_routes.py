@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from pqtun.pump.engine import Alive, Dead, Wanted
+from pqtun.pump.limits import HELD_ADDRESSES, HELD_PACKETS_PER_PEER
 from tests.pump import packets as p
 from tests.pump.conftest import Play
 from tests.pump.rig import OTHER, OWN, PEER, Far, Rig, delivered, from_far, to_far
@@ -33,6 +34,38 @@ async def goes_to(rig: Rig, far: Far, inner: str = PEER) -> None:
     packet = to_far(b"to %d" % far.tid[-1], inner)
     rig.write(packet)
     assert await far.plaintext() == p.cleared(packet)
+
+
+# -- what add_tunnel does before it returns
+
+
+def test_all_is_sent_and_opened_when_add_tunnel_returns(play: Play) -> None:
+    async def scenario(rig: Rig) -> None:
+        far = rig.far(1, None)
+        far.send_packet(b"early")
+        rig.write(to_far(b"held"))
+        await rig.settle()
+        rig.engine.add_tunnel(far.ours, IPv4Address(PEER), far.endpoint, first=b"first")
+        rig.engine.remove_tunnel(far.tid)
+        assert await rig.delivered() == delivered(b"early")
+        assert await far.plaintext() == b"first"
+        assert await far.plaintext() == p.cleared(to_far(b"held"))
+        await rig.settle()
+        assert rig.events == [WANTED, Alive(far.tid)]  # and no Dead
+
+    play(scenario)
+
+
+def test_what_move_tunnel_sends_is_sent_when_it_returns(play: Play) -> None:
+    async def scenario(rig: Rig) -> None:
+        far = add(rig, 1, standby=True)
+        rig.write(to_far(b"held"))
+        await rig.settle()
+        move(rig, far)
+        rig.engine.remove_tunnel(far.tid)
+        assert await far.plaintext() == p.cleared(to_far(b"held"))
+
+    play(scenario)
 
 
 # -- epochs
@@ -348,7 +381,7 @@ def test_what_is_reported_may_itself_be_refused(play: Play) -> None:
 
     async def scenario(rig: Rig) -> None:
         hold(rig)
-        for _ in range(257):
+        for _ in range(HELD_PACKETS_PER_PEER + 1):
             rig.write(to_far(b"x"))
         await rig.settle()
         assert rig.drops()["held_full"] == 1
@@ -356,5 +389,18 @@ def test_what_is_reported_may_itself_be_refused(play: Play) -> None:
         rig.write(to_far(b"x"))
         assert await rig.event(Wanted) == WANTED
         assert rig.drops()["held_full"] == 2
+
+    play(scenario)
+
+
+def test_where_too_many_addresses_are_held_a_tunnel_goes_on(play: Play) -> None:
+    async def scenario(rig: Rig) -> None:
+        far = add(rig, 1)
+        for number in range(HELD_ADDRESSES):
+            hold(rig, f"10.43.{1 + number // 200}.{number % 200}")
+        hold(rig)
+        assert rig.drops()["held_addresses_full"] == 1
+        assert rig.engine.stats().held_addresses == HELD_ADDRESSES
+        await goes_to(rig, far)
 
     play(scenario)
