@@ -269,9 +269,9 @@ def test_subnet_in_use_is_replaced_unless_chosen(daemon: Daemon) -> None:
     assert "--address" in said
     process = started(daemon)
     assert f"{subnet} is in use on this host: using 10.200.0.0/16" in process.output()
-    assert status(daemon)["address"] == "10.0.0.1/16"
+    assert status(daemon)["address"] == "10.200.0.1/16"
     addresses = daemon.lab.run(daemon.ns, "ip", "-brief", "addr", "show", DEVICE[daemon.role]).stdout
-    assert "10.0.0.1/16" in addresses
+    assert "10.200.0.1/16" in addresses
 
 
 def test_device_name_in_use(daemon: Daemon) -> None:
