@@ -73,6 +73,7 @@ fn a_socket_for_both_families() {
     let ((both, to_both), (four, to_four)) = (bound("[::]:0"), bound("127.0.0.1:0"));
     let six = UdpSocket::bind("[::1]:0").unwrap();
     let to_six = six.local_addr().unwrap();
+    set_udp_gro(both.as_fd()).unwrap();
     let message = |to| Outgoing {
         data: b"abcdef",
         to,
@@ -93,11 +94,12 @@ fn a_socket_for_both_families() {
         }
     }
     send_messages(four.as_fd(), &[message(to_both)]).unwrap();
-    assert_eq!(wait_for(&both, &mut arena).source, to_four);
-    assert_eq!(wait_for(&both, &mut arena).source, to_four);
+    let run = wait_for(&both, &mut arena);
+    assert_eq!((run.source, run.len, run.segment), (to_four, 6, 3));
     let to_both = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), to_both.port());
     send_messages(six.as_fd(), &[message(to_both)]).unwrap();
-    assert_eq!(wait_for(&both, &mut arena).source, to_six);
+    let run = wait_for(&both, &mut arena);
+    assert_eq!((run.source, run.len, run.segment), (to_six, 6, 3));
     let refused = send_messages(four.as_fd(), &[message(to_six)]).unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::EAFNOSUPPORT));
 }

@@ -18,7 +18,7 @@ import pytest
 from pqtun.protocol import limits as protocol_limits
 from pqtun.protocol.constants import HANDSHAKE_FAILED
 from pqtun.protocol.tunnel import Tunnel
-from pqtun.pump import _native, limits
+from pqtun.pump import _native, icmp, limits
 from pqtun.pump.engine import Alive, Datagram, Event, Failed, Wanted
 from pqtun.pump.native import NativeEngine
 from pqtun.pump.tun import open_tun
@@ -208,6 +208,57 @@ def test_a_listener_adds_and_removes_tunnels() -> None:
         assert len(told) == 3
 
     play(scenario)
+
+
+def test_a_large_packet_whose_segments_are_too_big_is_refused_whole() -> None:
+    """The program is told once, as by a router that met the first segment."""
+
+    async def scenario(rig: Rig) -> None:
+        side = Side(rig, virtio=True)
+        far = rig.far()
+        rig.engine.set_mtu(far.tid, 1000)
+        packet = gso.tcp_packet(OWN, PEER, bytes(5000))
+        await side.write_message(gso.large(packet, 961))
+        await side.write_message(gso.large(packet, 960))
+        for segment in gso.segments(packet, 960):
+            assert await far.plaintext() == p.cleared(segment)
+        await rig.settle()
+        (answer,) = side.delivered()
+        assert answer == icmp.too_big(gso.segments(packet, 961)[0], 1000)
+        assert rig.tunnel_drops(far.tid) == {"tun_too_big": 6}
+
+    async def scene() -> None:
+        with rig(native(virtio=True)) as made:
+            await scenario(made)
+
+    asyncio.run(scene())
+
+
+def test_time_passes_as_fast_as_a_test_wants() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    async def scene() -> None:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind(("127.0.0.1", 0))
+        address = sock.getsockname()
+        engine = NativeEngine(
+            [theirs.detach()],
+            [sock],
+            own=IPv4Address(OWN),
+            subnet=SUBNET,
+            virtio=False,
+            offload=(),
+            loop=asyncio.get_running_loop(),
+            clock_scale=60.0,
+        )
+        before = clock()
+        engine.add_tunnel(session(1)[0], IPv4Address(PEER), address)
+        (tunnel,) = engine.stats().tunnels
+        engine.close()
+        assert 60 * before <= tunnel.created <= 60 * clock()
+
+    with ours:
+        asyncio.run(scene())
 
 
 # -- threads at work ------------------------------------------------------------------------------------
