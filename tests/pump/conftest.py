@@ -55,7 +55,7 @@ ENGINES: dict[str, EngineFactory] = {"python": PythonEngine}
 if find_spec("pqtun.pump._native"):  # where cargo is missing there is only the other one
     ENGINES["native"] = native_engine
 else:
-    collect_ignore = ["test_differential.py", "test_native.py", "test_offload.py", "test_virtio.py"]
+    collect_ignore = ["test_differential.py", "test_native.py", "test_offload.py", "test_virtio.py", "test_virtio6.py"]
 
 
 def _has_ipv6() -> bool:

@@ -30,13 +30,23 @@ def is_ipv6(packet: bytes) -> bool:
     return len(packet) >= IPV6_BYTES and packet[0] >> 4 == 6
 
 
+def upper(packet: bytes) -> tuple[int, int]:
+    """The protocol behind the IP header, of IPv6 behind destination options too, and where it begins."""
+    if not is_ipv6(packet):
+        return packet[9], (packet[0] & 15) * 4
+    protocol, at = packet[6], IPV6_BYTES
+    while protocol == p.DESTINATION_OPTIONS:
+        protocol, at = packet[at], at + 8 * packet[at + 1] + 8
+    return protocol, at
+
+
 def protocol(packet: bytes) -> int:
-    return packet[6] if is_ipv6(packet) else packet[9]
+    return upper(packet)[0]
 
 
 def header_bytes(packet: bytes) -> int:
-    """Bytes of the IP header; IPv6 has no extension headers here."""
-    return IPV6_BYTES if is_ipv6(packet) else (packet[0] & 15) * 4
+    """Bytes of all before the transport header."""
+    return upper(packet)[1]
 
 
 def pseudo(packet: bytes, length: int) -> bytes:

@@ -277,7 +277,7 @@ class Rig:
 
     async def _probe(self) -> None:
         refused = self.drops().get("tun_not_ipv4", 0)
-        self.write(b"\0")
+        await asyncio.get_running_loop().sock_sendall(self.programs, b"\0")  # there may be no room yet
         await self.until(lambda: self.drops().get("tun_not_ipv4", 0) > refused, "the probe")
 
     def drops(self) -> dict[str, int]:

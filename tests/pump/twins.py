@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from pqtun.pump import _native
-from pqtun.pump.engine import Datagram, Engine, Event, Roamed
+from pqtun.pump.engine import Datagram, Engine, Event, HandshakeLimits, Roamed
 from pqtun.pump.native import NativeEngine
 from pqtun.pump.python import PythonEngine
 from tests.pump import gso
-from tests.pump.rig import EngineFactory, FakeClock, Rig, rig
+from tests.pump.rig import OWN6, EngineFactory, FakeClock, Rig, endpoint_of, rig
 
 UDP_SEGMENT = 103  # linux/udp.h
 SOCKETS = 4
@@ -47,13 +47,14 @@ class Seen:
 class Side:
     """One of the engines with far sockets; those of the other side have the same numbers."""
 
-    def __init__(self, made: Rig, *, virtio: bool = False) -> None:
+    def __init__(self, made: Rig, *, virtio: bool = False, dual: bool = False) -> None:
+        """``dual``: the last of the sockets is one of IPv6."""
         self.rig = made
         self.virtio = virtio
-        self.sockets = [made.udp_socket() for _ in range(SOCKETS)]
+        self.sockets = [made.udp_socket(six=dual and number == SOCKETS - 1) for number in range(SOCKETS)]
         with socket.socket(fileno=os.dup(made.tun_fd)) as device:  # no packet is lost for want of room
             device.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE if os.geteuid() == 0 else socket.SO_SNDBUF, 8 << 20)
-        self._numbers = {sock.getsockname(): number for number, sock in enumerate(self.sockets)}
+        self._numbers = {endpoint_of(sock): number for number, sock in enumerate(self.sockets)}
         self.messages: list[bytes] = []  # what was written to the device, as it was
 
     async def write(self, packet: bytes) -> None:
@@ -63,17 +64,20 @@ class Side:
         await asyncio.get_running_loop().sock_sendall(self.rig.programs, message)
 
     def send(self, datagram: bytes, number: int = 0) -> None:
-        self.sockets[number].sendto(datagram, self.rig.address)
+        self.sockets[number].sendto(datagram, self._address(number))
 
     def send_train(self, datagrams: Sequence[bytes], number: int = 0) -> None:
         """Datagrams of one length, the last may be shorter, as one message."""
         size = struct.pack("=H", len(datagrams[0]))
         control = [(socket.IPPROTO_UDP, UDP_SEGMENT, size)] if len(datagrams) > 1 else []
-        self.sockets[number].sendmsg([b"".join(datagrams)], control, 0, self.rig.address)
+        self.sockets[number].sendmsg([b"".join(datagrams)], control, 0, self._address(number))
+
+    def _address(self, number: int) -> tuple[str, int]:
+        """Where the engine is reached from a socket."""
+        return self.rig.address6 if self.sockets[number].family == socket.AF_INET6 else self.rig.address
 
     def endpoint(self, number: int) -> tuple[str, int]:
-        address: tuple[str, int] = self.sockets[number].getsockname()
-        return address
+        return endpoint_of(self.sockets[number])
 
     async def look(self) -> Seen:
         await self.rig.settle()
@@ -153,7 +157,9 @@ class Twins:
     async def compare(self) -> Seen:
         """Both have done the same since the last time. Says what the engine in Python did."""
         python, native = await asyncio.gather(*(side.look() for side in self.both))
-        assert native.events == python.events, f"events {native.events}\n{python.events}"
+        for kind in ("expected datagram", "other datagram", "other event"):
+            found, expected = ([e for e in seen.events if _kind(e) == kind] for seen in (native, python))
+            assert found == expected, f"{kind}s {found}\n{expected}"
         if self.native.virtio:
             same_packets(native.delivered, python.delivered)
         else:
@@ -163,6 +169,13 @@ class Twins:
         self.compared.update(events=len(python.events), delivered=len(python.delivered))
         self.compared.update(sent=sum(map(len, python.sent)))
         return python
+
+
+def _kind(event: Event) -> str:
+    """Which order it is in: of each kind one is delivered before the next, as far as it is there then."""
+    if isinstance(event, Datagram):
+        return "expected datagram" if event.expected else "other datagram"
+    return "other event"
 
 
 def same_packets(found: list[bytes], expected: list[bytes]) -> None:
@@ -178,9 +191,15 @@ def same_packets(found: list[bytes], expected: list[bytes]) -> None:
 
 @contextlib.asynccontextmanager
 async def twins(
-    *, virtio: bool = False, offload: Sequence[str] = ALL_OFFLOADS, deliver_to: str | None = None
+    *,
+    virtio: bool = False,
+    offload: Sequence[str] = ALL_OFFLOADS,
+    deliver_to: str | None = None,
+    handshakes: HandshakeLimits | None = None,
+    dual: bool = False,
 ) -> AsyncIterator[Twins]:
-    with rig(PythonEngine, deliver_to=deliver_to) as python:
-        native_engine = native(virtio=virtio, offload=offload)
-        with rig(native_engine, deliver_to=deliver_to) as other:
-            yield Twins(Side(python), Side(other, virtio=virtio))
+    """Engines with IPv6 in tunnels, which goes with no other host. ``dual``: with sockets of both families."""
+    own6 = OWN6 if deliver_to is None else None
+    options: dict[str, Any] = {"deliver_to": deliver_to, "handshakes": handshakes, "own6": own6, "dual": dual}
+    with rig(PythonEngine, **options) as python, rig(native(virtio=virtio, offload=offload), **options) as other:
+        yield Twins(Side(python, dual=dual), Side(other, virtio=virtio, dual=dual))
