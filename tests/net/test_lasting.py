@@ -5,97 +5,25 @@ All idle sessions are idle at the same time, each from a host of its own: what b
 
 from __future__ import annotations
 
-import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from tests.net.client_host import ClientHost, client_host
+from tests.net.fates import ANSWER_SECONDS, FATES, Fate, clock
 from tests.net.lab import SERVER4, Lab
-from tests.net.nat import Nat
 from tests.net.pqtun import CLOCK_SCALE, scaled
 from tests.net.process import LabError, wait_until
-from tests.net.ssh import EchoSession, SshServer
+from tests.net.ssh import SshServer
 from tests.net.stage import HOST, SERVER_SUBNET, Stage, devices, is_private, started, status, stopped
 
-ANSWER_SECONDS = 3.0  # real ones
-RESTART_SECONDS = 10.0  # these too
+RESTART_SECONDS = 10.0  # real ones
 IPV4_HOST = "four.example.net"  # whose tunnels a NAT is in the way of
 ENGINES = ["native", "python"]
 
 
-def pass_time(seconds: float) -> None:
-    """So long for the daemons. That nothing happens meanwhile is what is tested."""
-    time.sleep(seconds / CLOCK_SCALE)
-
-
-def silence(stage: Stage, host: ClientHost) -> None:
-    pass_time(600)
-
-
-def cut(stage: Stage, host: ClientHost) -> None:
-    host.wire.set(cut=True)
-    pass_time(300)
-    host.wire.set(cut=False)
-
-
-def other_address(stage: Stage, host: ClientHost) -> None:
-    for address in host.addresses:
-        stage.lab.readdress(host.ns, "eth0", address, address.replace("10/", "11/"))
-
-
-def other_port(stage: Stage, host: ClientHost) -> None:
-    nat = Nat(stage.lab, stage.net.router, "server0", host.network)
-    pass_time(60)  # as the router's address, too, has become another one now
-    nat.change_ports()
-
-
-def stopped_process(stage: Stage, host: ClientHost) -> None:
-    host.signal(signal.SIGSTOP)
-    pass_time(180)
-    host.signal(signal.SIGCONT)
-
-
-FATES: list[Callable[[Stage, ClientHost], None]] = [silence, cut, other_address, other_port, stopped_process]
-
-
 Course = Future[tuple[float, dict[str, Any]]]
-
-
-class Fate:
-    """One host, its session, and what befalls them."""
-
-    def __init__(self, stage: Stage, ssh: SshServer, number: int, befall: Callable[[Stage, ClientHost], None]) -> None:
-        self._stage, self._befall = stage, befall
-        self.host = client_host(stage, number)
-        self.host.client.environment = scaled(self.host.client.environment)
-        started(self.host.client, "--engine", status(stage.server)["engine"])
-        self._shell: EchoSession = self.host.shell(stage, ssh, IPV4_HOST)
-        self.before = self.tunnel()
-
-    def run(self) -> tuple[float, dict[str, Any]]:
-        """Seconds from the end of it to the shell's answer, and what the client says of the tunnel then."""
-        self._befall(self._stage, self.host)
-        took = self._shell.echo("still there?", ANSWER_SECONDS)
-        for number in range(3):
-            self._shell.echo(f"line {number}", ANSWER_SECONDS)
-        return took, self.tunnel()
-
-    def close(self) -> None:
-        """End session and daemon."""
-        self._shell.close()
-        assert stopped(self.host.client) == 0
-        assert self.host.client.process is not None
-        assert "Traceback" not in self.host.client.process.output()
-
-    def tunnel(self) -> dict[str, Any]:
-        """What the client says of its only peer."""
-        (peer,) = status(self.host.client)["peers"]
-        found: dict[str, Any] = peer
-        return found
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -117,9 +45,12 @@ def fates(stage: Stage) -> Iterator[dict[str, tuple[Fate, Course]]]:
     """All of them under way."""
     ssh = SshServer(stage.lab, stage.net.server)
     # One after the other: what is tested is not five first contacts at once on a small machine.
-    all_fates = [Fate(stage, ssh, number, befall) for number, befall in enumerate(FATES, 1)]
+    all_fates = [Fate(stage, ssh, IPV4_HOST, number, befall) for number, befall in enumerate(FATES, 1)]
     with ThreadPoolExecutor(len(FATES)) as pool:
-        yield {befall.__name__: (fate, pool.submit(fate.run)) for befall, fate in zip(FATES, all_fates, strict=True)}
+        yield {
+            befall.__name__: (fate, pool.submit(fate.run, clock(CLOCK_SCALE)))
+            for befall, fate in zip(FATES, all_fates, strict=True)
+        }
     for fate in all_fates:
         fate.close()
 
