@@ -30,8 +30,8 @@ QUEUED_EVENTS_PER_TUNNEL: Final = 64
 CONTROL_RATE: Final = 100.0
 CONTROL_BURST: Final = 200.0
 
-# What a tunnel may send to an endpoint that nobody confirmed, in bytes of datagrams: so many at once, which last while a
-# question and its answer are on their way; so many a second after that; three for each that came from there (RFC 9000
+# What a tunnel may send to an endpoint that nobody confirmed, in bytes of datagrams: so many at once, which last while
+# a question and its answer are on their way; so many a second after that; three for each that came from there (RFC 9000
 # section 8.1). A peer can so have no flood sent to somebody else, and to move ever and again brings no new allowance.
 UNCONFIRMED_BYTES: Final = 256 << 10
 UNCONFIRMED_RATE: Final = 25_600.0
