@@ -105,7 +105,10 @@ def growth(
 ) -> list[Step]:
     """Start a server and clients, and add tunnels step by step."""
     server = PqtunServer(lab, net.server, lab.directory / "growth-server")
-    process = server.start("--engine", engine)
+    # All clients come from one address.
+    process = server.start(
+        *("--engine", engine, "--handshakes-per-second", "1000000", "--handshakes-per-prefix", "1000000")
+    )
     clients = _Clients(lab, net.client, engine, server.keys)
     found: list[Step] = []
     try:

@@ -35,7 +35,7 @@ from pqtun.protocol.keydatagram import ephemeral_request, parse_response
 from pqtun.protocol.keytree import KeyTree, ServerPublicKey
 from pqtun.protocol.replay import ReplayMemory
 from pqtun.protocol.tunnel import Tunnel
-from pqtun.pump.engine import Datagram, Engine, Event
+from pqtun.pump.engine import Datagram, Engine, Event, HandshakeLimits
 from pqtun.pump.python import PythonEngine
 from tests.pump import packets
 
@@ -45,6 +45,7 @@ WINDOW = 64  # handshakes on their way at once: no queue overflows
 FLOOD_WINDOW = 200  # the same, to keep the queue of the engine full
 IDLE_TUNNELS = 10_000
 PROBE_SECONDS = 0.001
+NO_LIMITS = HandshakeLimits(1_000_000, 1_000_000)  # what is measured is what they cost
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
@@ -91,10 +92,27 @@ class Server:
     def _engine(name: str, tun_fd: int, udp: socket.socket) -> Engine:
         loop = asyncio.get_running_loop()
         if name == "python":
-            return PythonEngine(tun_fd, udp, own=SUBNET.ip, subnet=SUBNET.network, clock=clock.boottime, loop=loop)
+            return PythonEngine(
+                tun_fd,
+                udp,
+                own=SUBNET.ip,
+                subnet=SUBNET.network,
+                clock=clock.boottime,
+                loop=loop,
+                handshakes=NO_LIMITS,
+            )
         from pqtun.pump.native import NativeEngine
 
-        return NativeEngine([tun_fd], [udp], own=SUBNET.ip, subnet=SUBNET.network, virtio=False, offload=(), loop=loop)
+        return NativeEngine(
+            [tun_fd],
+            [udp],
+            own=SUBNET.ip,
+            subnet=SUBNET.network,
+            virtio=False,
+            offload=(),
+            loop=loop,
+            handshakes=NO_LIMITS,
+        )
 
     def start(self) -> None:
         """What a server's worker does at its start, and a count of the events."""
@@ -107,12 +125,14 @@ class Server:
 
     def ephemeral(self) -> EphemeralPublicKey:
         """The server's ephemeral public key, asked for as clients do."""
-        response = parse_response(self.service.key_server.answer(ephemeral_request()))
+        asked = self.service.key_server.answer(ephemeral_request(), "127.0.0.1", clock.boottime())
+        response = parse_response(asked)
         return EphemeralPublicKey(response.sntrup_pk, response.x25519_pk)
 
     def datagrams(self, count: int) -> list[bytes]:
         """Handshakes of so many clients."""
-        return [handshake.initiate(self.key.public, self.ephemeral())[0] for _ in range(count)]
+        ephemeral = self.ephemeral()
+        return [handshake.initiate(self.key.public, ephemeral)[0] for _ in range(count)]
 
     def close(self) -> None:
         """End the service."""
@@ -157,7 +177,7 @@ def steps(key: LongTermKey) -> dict[str, float]:
         + best(lambda: primitives.hash32(ad + message.sealed_sntrup)),
         "4 KDF": 3 * best(lambda: primitives.mix(mixed, ad)) + best(lambda: primitives.kdf(4, chain, ad)),
         "all of respond": best(lambda: handshake.respond(message, key.secret, ring.acceptable())),
-        "tenant address": best(lambda: tenants.take(next(names).to_bytes(32, "big"))),
+        "tenant address": best(lambda: tenants.take(next(names).to_bytes(32, "big"), ("192.0.2.1", 9), now)),
     }
 
 

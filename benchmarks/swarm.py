@@ -117,7 +117,7 @@ def run(engine_name: str, keys: Path, server: str) -> None:
 
     async def serve() -> None:
         engine = make_engine(choice, tun, udp, clock.boottime)
-        swarm = Swarm(engine, tun.address.ip, settings.mtu, key, server)
+        swarm = Swarm(engine, tun.address.ip, tun.mtu, key, server)
         engine.start(swarm.handle)
         try:
             async for line in _lines():
