@@ -50,7 +50,7 @@ _GUARD_RULES: Final = """\
 add chain inet {table} input {{ type filter hook input priority 0; policy accept; }}
 add rule inet {table} input iifname != "{interface}" accept
 add rule inet {table} input ct state {{ established, related }} accept
-add rule inet {table} input meta l4proto icmp accept
+add rule inet {table} input meta l4proto {{ icmp, icmpv6 }} accept
 add rule inet {table} input counter drop
 """
 
