@@ -100,10 +100,10 @@ def test_last_used_tells_when_a_program_s_packet_passed(play: Play) -> None:
     async def scenario(rig: Rig) -> None:
         far = rig.far()
         assert rig.stats(far).last_used is None
-        for plaintext in (control.encode([], IPv4Address(FAR_OWN)), echo_reply(), b"pqccookE" + bytes(136), b"refused"):
-            far.send(far.seal(plaintext))
         rig.engine.send_inner(far.tid, control.encode([], IPv4Address(OWN)))
         await far.plaintext()
+        for plaintext in (control.encode([], IPv4Address(FAR_OWN)), echo_reply(), b"pqccookE" + bytes(136), b"refused"):
+            far.send(far.seal(plaintext))
         await rig.settle()
         assert rig.stats(far).last_used is None
         assert rig.stats(far).last_sent == rig.stats(far).last_received == 1000.0
