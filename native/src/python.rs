@@ -23,7 +23,7 @@ use crate::schedule::{work, Key, Work, KEY};
 use crate::secret;
 use crate::shared::Place;
 use crate::sys;
-use crate::tunnel::Beginning;
+use crate::tunnel::{Beginning, TunnelStats};
 
 type Endpoint = (IpAddr, u16);
 /// A reason, an error number or 0, how often.
@@ -148,8 +148,8 @@ impl Core {
         let (mut send, mut receive) = (work()?, work()?);
         let beginning = Beginning {
             tid,
-            send_root: root(send_root, &mut send)?,
-            receive_root: root(receive_root, &mut receive)?,
+            send_root: copied(send_root, &mut send)?,
+            receive_root: copied(receive_root, &mut receive)?,
             epoch,
             inner,
             endpoint: address(endpoint),
@@ -170,12 +170,10 @@ impl Core {
     }
 
     /// Sends the peer its tunnel as a cookie, and forgets it.
-    fn put_aside(&mut self, tid: Key, key: &[u8], nonce: [u8; NONCE_LEN], timestamp: u64) -> PyResult<()> {
-        let key = key
-            .try_into()
-            .map_err(|_| PyValueError::new_err("a cookie key has 32 bytes"))?;
+    fn put_aside(&mut self, tid: Key, key: &Bound<'_, PyAny>, nonce: [u8; NONCE_LEN], timestamp: u64) -> PyResult<()> {
+        let mut place = work()?;
         let sealing = Sealing {
-            key,
+            key: copied(key, &mut place)?,
             nonce: &nonce,
             timestamp,
         };
@@ -228,10 +226,22 @@ impl Core {
         )
     }
 
-    /// One dictionary for each tunnel.
-    fn tunnels<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+    /// One dictionary for each tunnel, or for so many: those used last (or made since), or where `idle` is true those
+    /// that nothing was heard in, oldest first, then those used the longest ago.
+    #[pyo3(signature = (count = None, idle = false))]
+    fn tunnels<'py>(&self, py: Python<'py>, count: Option<usize>, idle: bool) -> PyResult<Bound<'py, PyList>> {
+        let mut tunnels = self.engine.tunnels();
+        if let Some(count) = count {
+            if idle {
+                let heard = |tunnel: &TunnelStats| tunnel.last_received.is_some();
+                tunnels.sort_unstable_by(|a, b| heard(a).cmp(&heard(b)).then(a.used().total_cmp(&b.used())));
+            } else {
+                tunnels.sort_unstable_by(|a, b| b.used().total_cmp(&a.used()));
+            }
+            tunnels.truncate(count);
+        }
         let list = PyList::empty(py);
-        for tunnel in self.engine.tunnels() {
+        for tunnel in tunnels {
             let item = PyDict::new(py);
             item.set_item("tid", PyBytes::new(py, &tunnel.tid))?;
             item.set_item("inner", PyBytes::new(py, &tunnel.inner))?;
@@ -275,11 +285,11 @@ impl Core {
     }
 }
 
-/// Copies a root (bytes-like) to memory that is erased after use, and nowhere else.
-fn root<'a>(given: &Bound<'_, PyAny>, place: &'a mut Work) -> PyResult<&'a Key> {
+/// Copies a root or key (bytes-like) to memory that is erased after use, and nowhere else.
+fn copied<'a>(given: &Bound<'_, PyAny>, place: &'a mut Work) -> PyResult<&'a Key> {
     let bytes = PyBuffer::<u8>::get(given)?;
     if bytes.item_count() != KEY {
-        return Err(PyValueError::new_err("a root has 32 bytes"));
+        return Err(PyValueError::new_err("a root or a cookie key has 32 bytes"));
     }
     bytes.copy_to_slice(given.py(), &mut place[..KEY])?;
     Ok(place.first_chunk().expect("there is room for more than one key"))

@@ -16,7 +16,7 @@ use crate::packet::{echo_token, peer_of, Checksums, Coalescer, Delivery, VnetHea
 use crate::schedule::{work, Work};
 use crate::shared::Shared;
 use crate::sys::{self, Incoming, MAX_MESSAGES};
-use crate::tunnel::{Heard, ReceiveSide, Tid, Tunnel, COOKIE_PREFIX, HEADER, OVERHEAD, TAG, TID, TUNNEL};
+use crate::tunnel::{Heard, ReceiveSide, Tid, Tunnel, COOKIE, COOKIE_PREFIX, HEADER, OVERHEAD, TAG, TID, TUNNEL};
 
 /// The longest UDP payload and what UDP_GRO merges, with room to spare.
 const SLOT: usize = 65536;
@@ -303,15 +303,19 @@ impl Receiver {
     }
 
     fn other(&mut self, datagram: Range<usize>, source: SocketAddr, now: f64) {
-        let bytes = &self.arena[datagram];
+        let bytes = &self.arena[datagram.clone()];
         if bytes.starts_with(&TUNNEL) {
             self.drops.count("tunnel_short");
             return;
         }
+        let (bytes, packet) = behind_cookie(bytes);
         match self.shared.admission.admit(bytes, source, now) {
             Ok(expected) => {
                 let event = Event::Datagram(bytes.to_vec(), source, expected);
                 self.shared.report(event, &mut self.drops);
+                if let Some(tid) = packet {
+                    self.early(&tid, datagram.start + COOKIE..datagram.end, source, now);
+                }
             }
             Err(reason) => self.drops.count(reason),
         }
@@ -324,6 +328,18 @@ fn tid_of(datagram: &[u8]) -> Option<Tid> {
         return None;
     }
     datagram[TUNNEL.len()..TUNNEL.len() + TID].try_into().ok()
+}
+
+/// A returned cookie without the tunnel packet that a PQConnect client sends behind it in the same datagram, and the
+/// tunnel of that; any other datagram as it is.
+fn behind_cookie(datagram: &[u8]) -> (&[u8], Option<Tid>) {
+    match datagram.split_at_checked(COOKIE) {
+        Some((cookie, packet)) if cookie.starts_with(COOKIE_PREFIX) => match tid_of(packet) {
+            Some(tid) => (cookie, Some(tid)),
+            None => (datagram, None),
+        },
+        _ => (datagram, None),
+    }
 }
 
 /// Whether a plaintext is for the control plane: a control packet (section 8) or the answer to an echo of ours.

@@ -103,6 +103,13 @@ pub struct TunnelStats {
     pub drops: Drops,
 }
 
+impl TunnelStats {
+    /// When it was used last, or made.
+    pub fn used(&self) -> f64 {
+        self.last_used.unwrap_or(self.created)
+    }
+}
+
 pub struct Tunnel {
     pub tid: Tid,
     /// Which one of the engine's it was to be added.

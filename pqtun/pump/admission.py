@@ -10,7 +10,15 @@ from hashlib import blake2b
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import Final
 
-from pqtun.protocol.constants import COOKIE_BYTES, COOKIE_PREFIX, HANDSHAKE, HANDSHAKE_BYTES, HANDSHAKE_FAILED
+from pqtun.protocol.constants import (
+    COOKIE_BYTES,
+    COOKIE_PREFIX,
+    HANDSHAKE,
+    HANDSHAKE_BYTES,
+    HANDSHAKE_FAILED,
+    TUNNEL,
+    TUNNEL_OVERHEAD,
+)
 from pqtun.protocol.errors import MessageError
 from pqtun.pump.budget import TokenBucket
 from pqtun.pump.engine import Datagram, Endpoint, HandshakeLimits
@@ -68,6 +76,17 @@ class Admission:
         if not (self._expected if expected else self._others).take(now):
             raise MessageError("handshake_limit")
         return Datagram(data, source, expected)
+
+
+def behind_cookie(datagram: bytes) -> tuple[bytes, bytes]:
+    """Cut a datagram in a returned cookie and the tunnel packet that a PQConnect client sends behind it.
+
+    Any other datagram comes back as it is, with nothing behind it.
+    """
+    packet = datagram[COOKIE_BYTES:]
+    if datagram.startswith(COOKIE_PREFIX) and packet.startswith(TUNNEL) and len(packet) >= TUNNEL_OVERHEAD:
+        return datagram[:COOKIE_BYTES], packet
+    return datagram, b""
 
 
 class _Prefixes:

@@ -17,7 +17,10 @@ Endpoint = tuple[str, int]
 
 @dataclass(frozen=True)
 class Datagram:
-    """A handshake (1299 bytes), a returned cookie (144) or a hint ``03 00``, within the limits; not authenticated."""
+    """A handshake (1299 bytes), a returned cookie (144) or a hint ``03 00``, within the limits; not authenticated.
+
+    A tunnel packet behind a cookie in the same datagram, as PQConnect sends it, is kept like one that came early.
+    """
 
     data: bytes
     source: Endpoint
@@ -118,6 +121,11 @@ class TunnelStats:
     bytes_received: int
     drops: dict[str, int]
 
+    @property
+    def use(self) -> float:
+        """When it was used last, or made."""
+        return self.created if self.last_used is None else self.last_used
+
 
 @dataclass(frozen=True)
 class EngineStats:
@@ -185,7 +193,7 @@ class Engine(Protocol):
         What is for its address then goes through the next older tunnel of that address that is no standby.
         """
 
-    def put_aside(self, tid: bytes, key: bytes, nonce: bytes, timestamp: int) -> None:
+    def put_aside(self, tid: bytes, key: bytes | bytearray, nonce: bytes, timestamp: int) -> None:
         """Send the peer its tunnel as a cookie (section 7), and remove the tunnel. Unknown: nothing happens.
 
         ``key`` has 32 bytes, ``nonce`` 12, and the two together are used once; ``timestamp`` is in seconds.
@@ -222,8 +230,14 @@ class Engine(Protocol):
     def send_inner(self, tid: bytes, packet: bytes) -> None:
         """Seal a plaintext of the control plane and send it. For an unknown tunnel it is dropped and counted."""
 
-    def stats(self) -> EngineStats:
-        """Return a snapshot of all counters."""
+    def stats(self, recent: int | None = None) -> EngineStats:
+        """Return a snapshot of all counters; with ``recent``, of so many tunnels only, those used last (or made since).
+
+        All of 65,000 take a second.
+        """
+
+    def longest_idle(self, count: int) -> list[TunnelStats]:
+        """Return so many tunnels: those that nothing was heard in, oldest first, then those used the longest ago."""
 
     def close(self) -> None:
         """Erase all keys, close both descriptors, report nothing more. May be called twice."""

@@ -92,6 +92,11 @@ class Link:
             self.budget.received(len(datagram))
         return moved
 
+    @property
+    def use(self) -> float:
+        """When it was used last, or made."""
+        return self.created if self.last_used is None else self.last_used
+
     def stats(self) -> TunnelStats:
         """Return a snapshot of the counters."""
         return TunnelStats(

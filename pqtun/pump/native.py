@@ -134,7 +134,7 @@ class NativeEngine:
         """Erase and forget a tunnel."""
         self._core.remove_tunnel(tid)
 
-    def put_aside(self, tid: bytes, key: bytes, nonce: bytes, timestamp: int) -> None:
+    def put_aside(self, tid: bytes, key: bytes | bytearray, nonce: bytes, timestamp: int) -> None:
         """Send the peer its tunnel as a cookie, and remove it."""
         self._core.put_aside(tid, key, nonce, timestamp)
 
@@ -166,7 +166,7 @@ class NativeEngine:
         """Seal and send a plaintext of the control plane."""
         self._core.send_inner(tid, packet)
 
-    def stats(self) -> EngineStats:
+    def stats(self, recent: int | None = None) -> EngineStats:
         """Do what is due, and return a snapshot of all counters."""
         self._expire()
         drops, held_addresses, held_packets, held_bytes, early_packets = self._core.stats()
@@ -176,22 +176,17 @@ class NativeEngine:
         if self._events.listener_errors:
             counters["listener_error"] = self._events.listener_errors
         return EngineStats(
-            tunnels=[
-                TunnelStats(
-                    **{
-                        **tunnel,
-                        "inner": IPv4Address(tunnel["inner"]),
-                        "drops": _counters(tunnel["drops"]),
-                    }
-                )
-                for tunnel in self._core.tunnels()
-            ],
+            tunnels=[_tunnel(tunnel) for tunnel in self._core.tunnels(recent)],
             drops=counters,
             held_addresses=held_addresses,
             held_packets=held_packets,
             held_bytes=held_bytes,
             early_packets=early_packets,
         )
+
+    def longest_idle(self, count: int) -> list[TunnelStats]:
+        """Return the tunnels that nothing was heard in, then those used the longest ago."""
+        return [_tunnel(tunnel) for tunnel in self._core.tunnels(count, idle=True)]
 
     def offload(self) -> dict[str, str]:
         """State of each offload: on, off (by the settings), unsupported, or failed (it was used, and refused)."""
@@ -224,6 +219,12 @@ class NativeEngine:
             self._timer.cancel()
         delay = self._core.expire()
         self._timer = self._loop.call_later(min(max(delay, 0.0), TIMER_SECONDS), self._expire)
+
+
+def _tunnel(tunnel: dict[str, Any]) -> TunnelStats:
+    return TunnelStats(
+        **{**tunnel, "inner": IPv4Address(tunnel["inner"]), "drops": _counters(tunnel["drops"])},
+    )
 
 
 def _counters(drops: Iterable[tuple[str, int, int]]) -> dict[str, int]:

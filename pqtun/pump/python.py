@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import heapq
 import logging
 import os
 import socket
@@ -39,6 +40,7 @@ from pqtun.pump.engine import (
     HandshakeLimits,
     Listener,
     Roamed,
+    TunnelStats,
     Wanted,
 )
 from pqtun.pump.events import EventQueue
@@ -155,7 +157,7 @@ class PythonEngine:
             link.tunnel.erase()
             self._drops.update(link.drops)
 
-    def put_aside(self, tid: bytes, key: bytes, nonce: bytes, timestamp: int) -> None:
+    def put_aside(self, tid: bytes, key: bytes | bytearray, nonce: bytes, timestamp: int) -> None:
         """Send the peer its tunnel as a cookie, and remove it."""
         link = self._routes.get(tid)
         if link is None:
@@ -220,19 +222,25 @@ class PythonEngine:
         """Return nothing: each packet is read and written by itself."""
         return {}
 
-    def stats(self) -> EngineStats:
-        """Return a snapshot of all counters."""
+    def stats(self, recent: int | None = None) -> EngineStats:
+        """Return a snapshot of all counters, of all tunnels or so many that were used last."""
+        links = self._routes if recent is None else heapq.nlargest(recent, self._routes, key=lambda link: link.use)
         drops = dict(self._drops)
         if self._events.listener_errors:
             drops["listener_error"] = self._events.listener_errors
         return EngineStats(
-            tunnels=[link.stats() for link in self._routes],
+            tunnels=[link.stats() for link in links],
             drops=drops,
             held_addresses=self._held.addresses,
             held_packets=self._held.packets,
             held_bytes=self._held.bytes,
             early_packets=len(self._early),
         )
+
+    def longest_idle(self, count: int) -> list[TunnelStats]:
+        """Return the tunnels that nothing was heard in, then those used the longest ago."""
+        idle = heapq.nsmallest(count, self._routes, key=lambda link: (link.last_received is not None, link.use))
+        return [link.stats() for link in idle]
 
     def close(self) -> None:
         """Erase all keys and close both descriptors."""
@@ -386,7 +394,10 @@ class PythonEngine:
 
     def _from_network(self, datagram: bytes, source: Endpoint, now: float) -> None:
         if datagram[:2] != TUNNEL:
+            datagram, packet = admission.behind_cookie(datagram)
             self._report(self._admission.admit(datagram, source, now))
+            if packet:
+                self._from_network(packet, source, now)
             return
         if len(datagram) < TUNNEL_OVERHEAD:
             raise MessageError("tunnel_short")

@@ -86,8 +86,13 @@ class RecordingEngine:
     def send_inner(self, tid, packet):
         self.sent.append((tid, packet))
 
-    def stats(self):
-        return EngineStats(list(self.tunnels.values()), {}, 0, 0, 0, 0)
+    def stats(self, recent=None):
+        used_last = sorted(self.tunnels.values(), key=lambda tunnel: -tunnel.use)
+        return EngineStats(used_last[:recent], {}, 0, 0, 0, 0)
+
+    def longest_idle(self, count):
+        tunnels = self.tunnels.values()
+        return sorted(tunnels, key=lambda tunnel: (tunnel.last_received is not None, tunnel.use))[:count]
 
     def close(self):
         self.closed = True

@@ -96,7 +96,7 @@ def test_who_has_had_no_time_to_speak_keeps_the_address():
         silent = [connect(service)[1].tid for _ in range(4)]
         engine.tunnels[greeted_one.tid] = replace(engine.tunnels[greeted_one.tid], last_used=1000.0)
         engine.now += server.SILENT_SECONDS
-        with patch.object(engine, "stats", side_effect=AssertionError("looked through all")):
+        with patch.object(engine, "longest_idle", side_effect=AssertionError("looked through all")):
             newest = connect(service)[1].tid
         assert set(engine.tunnels) == {greeted_one.tid, *silent[1:], newest}
         for _ in range(3):
@@ -272,8 +272,10 @@ def test_status_of_very_many_peers_shows_those_used_last():
     def test(service, engine):
         _, session = connect(service)
         model = engine.tunnels.pop(session.tid)
+        service.handle(Dead(session.tid))
         for number in range(65_000):
             tid = name(number)
+            service._tenants.take(tid, SOURCE, 0.0)
             engine.tunnels[tid] = replace(model, tid=tid, last_used=float(number))
         began = time.process_time()
         status = service.status()
@@ -283,4 +285,4 @@ def test_status_of_very_many_peers_shows_those_used_last():
             name(number).hex()[:16] for number in reversed(range(64_000, 65_000))
         ]
 
-    with_service(test)
+    with_service(test, "10.42.0.1/16")

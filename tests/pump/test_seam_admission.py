@@ -8,7 +8,7 @@ import pytest
 from pqtun.pump.engine import Datagram, HandshakeLimits
 from pqtun.pump.limits import EXPECTED_SECONDS, HINTS_PER_SECOND, PREFIX_BURST_SECONDS
 from tests.pump.conftest import Play, ipv6
-from tests.pump.rig import Rig, delivered, endpoint_of
+from tests.pump.rig import Rig, delivered, endpoint_of, from_far
 
 HANDSHAKE = b"\1\0" + bytes(1297)
 COOKIE = b"pqccookE" + bytes(136)
@@ -25,6 +25,9 @@ UNKNOWN = (
     b"\0\1" + bytes(1297),
     COOKIE[:-1],
     COOKIE + b"\0",
+    COOKIE + b"\2\0" + bytes(53),
+    COOKIE + b"\3\0" + bytes(54),
+    bytes(144) + b"\2\0" + bytes(54),
     b"pqccookF" + bytes(136),
     bytes(144),
     HINT + b"\0",
@@ -123,6 +126,33 @@ def test_a_server_hears_handshakes_and_cookies_only(play: Play) -> None:
         assert drops(rig) == {"hint_unwanted": 1, "datagram_unknown": len(UNKNOWN)}
 
     play(scenario, handshakes=SERVER)
+
+
+def test_a_tunnel_packet_behind_a_cookie_waits_for_its_tunnel(play: Play) -> None:
+    """PQConnect's client sends both in one datagram."""
+
+    async def scenario(rig: Rig) -> None:
+        far = rig.far(inner=None)
+        far.send(COOKIE + far.seal(from_far(b"first")))
+        assert await reported(rig) == [Datagram(COOKIE, far.endpoint)]
+        assert rig.engine.stats().early_packets == 1
+        rig.add(far)
+        assert await rig.delivered() == delivered(b"first")
+        far.send(COOKIE + far.seal(from_far(b"late")))  # the cookie has come back already, from elsewhere
+        assert await rig.delivered() == delivered(b"late")
+
+    play(scenario, handshakes=SERVER)
+
+
+def test_nothing_behind_a_cookie_that_is_not_wanted(play: Play) -> None:
+    async def scenario(rig: Rig) -> None:
+        far = rig.far(inner=None)
+        far.send(COOKIE + far.seal(from_far(b"first")))
+        assert await reported(rig) == []
+        assert drops(rig) == {"handshake_unwanted": 1}
+        assert rig.engine.stats().early_packets == 0
+
+    play(scenario)
 
 
 def test_one_prefix_has_a_rate(play: Play) -> None:

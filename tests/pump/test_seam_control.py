@@ -96,6 +96,31 @@ def test_control_packets_have_a_rate_of_each_tunnel(play: Play) -> None:
 # -- use
 
 
+def test_of_very_many_tunnels_only_some_are_looked_at(play: Play) -> None:
+    async def scenario(rig: Rig) -> None:
+        silent, older, newer, used = (rig.far(number, f"10.43.0.{number + 9}") for number in range(1, 5))
+        for far in (used, newer, older):
+            far.send(far.seal(control.encode([], IPv4Address(FAR_OWN))))
+            await rig.event(Control)
+            await rig.pass_time(1)
+        for far in (older, newer, used):
+            far.send_packet(b"")
+            await rig.delivered()
+            await rig.settle()
+            await rig.pass_time(1)
+        recent = [used.tid, newer.tid, older.tid, silent.tid]
+        idle = [silent.tid, older.tid, newer.tid, used.tid]
+        for count in range(6):
+            assert [tunnel.tid for tunnel in rig.engine.stats(count).tunnels] == recent[:count]
+            assert [tunnel.tid for tunnel in rig.engine.longest_idle(count)] == idle[:count]
+        assert {tunnel.tid for tunnel in rig.engine.stats().tunnels} == set(recent)
+        late = rig.far(5, "10.43.0.20")  # made just now, which counts as a use, and is nothing to be heard
+        assert [tunnel.tid for tunnel in rig.engine.stats(2).tunnels] == [late.tid, used.tid]
+        assert [tunnel.tid for tunnel in rig.engine.longest_idle(2)] == [silent.tid, late.tid]
+
+    play(scenario)
+
+
 def test_last_used_tells_when_a_program_s_packet_passed(play: Play) -> None:
     async def scenario(rig: Rig) -> None:
         far = rig.far()
