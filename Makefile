@@ -4,13 +4,14 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 export PREFIX DESTDIR
 
-.PHONY: help setup demo test test-slow lint format bench interop lock install uninstall clean
+.PHONY: help setup demo test test-slow lint format bench soak interop lock install uninstall clean
 
 help:
 	@echo "make setup      packages, and ./.venv/bin/pqtun"
 	@echo "make demo       a tunnel between network namespaces, shown step by step"
 	@echo "make test       lint, types, layers and all tests (test-slow: the ones that take minutes)"
 	@echo "make bench      measurements"
+	@echo "make soak       half an hour of traffic and faults, by the real clock"
 	@echo "make interop    tests against PQConnect"
 	@echo "make install    /opt/pqtun, $(PREFIX)/bin/pqtun, units, user (uninstall: the way back)"
 
@@ -36,6 +37,9 @@ format: setup
 bench: setup
 	@.venv/bin/pip --quiet --disable-pip-version-check install --require-hashes --requirement benchmarks/requirements.lock
 	@.venv/bin/python -m benchmarks
+
+soak: setup
+	@.venv/bin/python -m benchmarks.soak
 
 interop: setup
 	@.venv/bin/pytest -m 'interop and not slow'
