@@ -48,6 +48,23 @@ def test_keys_are_erased_with_their_tunnel(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(made) == 2
 
 
+def test_a_tunnel_that_comes_back_is_looked_at_once() -> None:
+    """A cookie brings a tunnel back under its id. What was due of it before is forgotten."""
+
+    async def scenario(rig: Rig) -> None:
+        assert isinstance(rig.engine, PythonEngine)
+        far = rig.far()
+        for _ in range(20):
+            rig.clock.now += 10
+            rig.engine.remove_tunnel(far.tid)
+            rig.add(far)
+        await rig.pass_time(119)
+        assert [link.tid for link in rig.engine._routes] == [far.tid]
+        assert len([tid for _, _, tid in rig.engine._routes._deadlines if tid == far.tid]) == 1
+
+    run(scenario)
+
+
 def test_late_keys_of_all_tunnels_have_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "ALL_BLOCKS", 20)
 
