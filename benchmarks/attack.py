@@ -1,7 +1,7 @@
 """A live tunnel and new clients while an attacker on the path sends all that he can think of.
 
 A TCP stream fills the tunnel. Each attack (benchmarks/attacker.py) lasts some seconds; the bytes that the tunnel
-carried meanwhile are compared with those of as many quiet seconds before and after. Attacker, router and hosts share
+carried meanwhile are compared with those of quiet seconds before and after. Attacker, router and hosts share
 the machine's processors, so that the first line, of packets to a port where nothing listens, says what the packets
 alone cost. During one attack new clients connect. A JSON line an attack.
 """
@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from benchmarks.attacker import KINDS
@@ -33,6 +35,7 @@ GARBAGE = "garbage handshakes, all sources"  # the attack under which new client
 CONTACTS = 3  # new clients that know the server's key, and as many that do not
 SHARE_GOAL, CONNECT_GOAL = 0.8, 2.0
 EPOCH = 30.0
+QUIET = 5.0  # seconds that are looked at between attacks
 SETTLE = 0.5  # seconds after a change of what goes on that are not counted
 
 
@@ -76,17 +79,18 @@ class Attack:
     kind: str
     sent: int
     packets_per_second: float
-    quiet: float
-    under_attack: float
-    drops: Mapping[str, int]
-    changes: Sequence[str]  # of state, that the attacker brought about
+    quiet: list[float]  # before, between and after the repetitions
+    under_attack: list[float]
+    drops: dict[str, int]
+    changes: list[str]  # of state, that the attacker brought about
     connect_key_cached: list[float] = field(default_factory=list)
     connect_first: list[float] = field(default_factory=list)
 
     @property
     def share(self) -> float:
-        """Of the quiet rate."""
-        return self.under_attack / self.quiet if self.quiet else 0.0
+        """Of the quiet rate: the median of the repetitions, each beside the quiet times before and after it."""
+        around = [(before + after) / 2 for before, after in pairwise(self.quiet)]
+        return median(rate / quiet for rate, quiet in zip(self.under_attack, around, strict=True))
 
     @property
     def withstood(self) -> bool:
@@ -138,29 +142,31 @@ class Siege:
             source.kill()
             sink.kill()
 
-    def attack(self, kind: str, seconds: float, rate: float, *, connect: bool = False) -> Attack:
-        """One of them; with `connect`, new clients connect meanwhile."""
-        self._attacker.order(do="watch", seconds=0.3)
-        self._attacker.line()
-        before = self._drops()
-        known = self._tunnel()
-        quiet = self._rate(seconds=min(seconds, 5))
-        self._attacker.order(do=kind, seconds=seconds, rate=rate)
-        self._attacker.line()
-        with ThreadPoolExecutor(1) as pool:
-            contacts = pool.submit(self._connect, seconds) if connect else None
-            under_attack = self._rate(seconds=seconds - 2 * SETTLE)
-            said = json.loads(self._attacker.line())
-            first, cached = contacts.result() if contacts is not None else ([], [])
-        quiet = (quiet + self._rate(seconds=min(seconds, 5))) / 2
+    def attack(self, kind: str, seconds: float, rate: float, repetitions: int, *, connect: bool = False) -> Attack:
+        """One of them, so many times; with `connect`, new clients connect meanwhile."""
+        before, known = self._drops(), self._tunnel()
+        made = Attack(kind, 0, 0.0, [self._rate(min(seconds, QUIET))], [], {}, [])
+        spent = 0.0
+        for _ in range(repetitions):
+            self._attacker.order(do="watch", seconds=0.3)
+            self._attacker.line()
+            self._attacker.order(do=kind, seconds=seconds, rate=rate)
+            self._attacker.line()
+            with ThreadPoolExecutor(1) as pool:
+                contacts = pool.submit(self._connect, seconds, made) if connect else None
+                made.under_attack.append(self._rate(seconds - 2 * SETTLE))
+                said = json.loads(self._attacker.line())
+                if contacts is not None:
+                    contacts.result()
+            made.sent += said["sent"]
+            spent += said["seconds"]
+            made.quiet.append(self._rate(min(seconds, QUIET)))
+        made.packets_per_second = made.sent / spent
         after = self._drops()
-        drops = {
-            reason: count - before.get(reason, 0) for reason, count in after.items() if count > before.get(reason, 0)
-        }
-        changes = self._changes(known)
-        return Attack(
-            kind, said["sent"], said["sent"] / said["seconds"], quiet, under_attack, drops, changes, cached, first
-        )
+        made.drops = {reason: count - before.get(reason, 0) for reason, count in after.items()}
+        made.drops = {reason: count for reason, count in made.drops.items() if count > 0}
+        made.changes = self._changes(known)
+        return made
 
     def close(self) -> None:
         """End the attacker and the daemons; LabError if one did not end well."""
@@ -221,13 +227,12 @@ class Siege:
                     found[name] = found.get(name, 0) + count
         return found
 
-    def _connect(self, seconds: float) -> tuple[list[float], list[float]]:
-        """First contacts spread over so long, of clients that know nothing and of those that know the key: seconds."""
-        times = {}
+    def _connect(self, seconds: float, made: Attack) -> None:
+        """First contacts spread over so long, of clients that know nothing and of those that know the key."""
         for number, host in enumerate(self._hosts):
             time.sleep(seconds / (len(self._hosts) + 2))
-            times[number] = first_byte(self.stage.lab, host.ns, f"http://{HOST}/page").first_byte
-        return [times[n] for n in range(CONTACTS)], [times[n] for n in range(CONTACTS, 2 * CONTACTS)]
+            times = made.connect_first if number < CONTACTS else made.connect_key_cached
+            times.append(first_byte(self.stage.lab, host.ns, f"http://{HOST}/page").first_byte)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -237,6 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kinds", help="semicolon between them; all: " + "; ".join(KINDS))
     parser.add_argument("--rate", type=float, default=20_000, help="packets a second (%(default)g)")
     parser.add_argument("--seconds", type=float, default=5, help="of each attack (%(default)g)")
+    parser.add_argument("--repetitions", type=int, default=3, help="of each attack (%(default)g)")
     parser.add_argument("--long", type=float, default=30, help=f"seconds of {GARBAGE!r} (%(default)g)")
     parser.add_argument("--no-json", action="store_true", help="leave benchmarks/results alone")
     options = parser.parse_args(arguments)
@@ -246,9 +252,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         siege = Siege(lab, options.engine)
         for kind in kinds:
             connect = kind == GARBAGE
-            seconds = options.long if connect else options.seconds
-            with siege.stream(seconds + 120):
-                made = siege.attack(kind, seconds, options.rate, connect=connect)
+            # New clients are new once only.
+            seconds, repetitions = (options.long, 1) if connect else (options.seconds, options.repetitions)
+            with siege.stream(repetitions * (seconds + 60) + 60):
+                made = siege.attack(kind, seconds, options.rate, repetitions, connect=connect)
             print(made.line(), flush=True)
             found.append(made)
         siege.close()

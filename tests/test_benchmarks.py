@@ -164,7 +164,7 @@ def _distance(one: bytes, other: bytes) -> int:
     [(0.8e9, [], 1.9, True), (0.79e9, [], 1.0, False), (1e9, ["port"], 1.0, False), (1e9, [], 2.1, False)],
 )
 def test_what_it_means_to_withstand(rate: float, changes: list[str], connect: float, withstood: bool) -> None:
-    made = Attack("noise", 1, 1.0, 1e9, rate, {}, changes, [connect])
+    made = Attack("noise", 1, 1.0, [0.5e9, 1.5e9, 0.5e9], [rate, rate], {}, changes, [connect])
     assert json.loads(made.line())["withstood"] == withstood
 
 
