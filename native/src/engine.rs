@@ -279,13 +279,14 @@ impl Engine {
         }
     }
 
-    pub fn send_inner(&mut self, tid: &Tid, packet: &[u8]) {
+    pub fn send_inner(&mut self, tid: &Tid, packet: &[u8], only: Option<SocketAddr>) {
         let (Some(tunnel), Some(Control { lane, .. })) = (self.shared.table.tunnel(tid), &mut self.control) else {
             self.shared.drops().count("send_unknown_tunnel");
             return;
         };
         let now = self.shared.clock.now();
-        lane.sender.seal(&tunnel, Plaintext::Raw(packet), now);
+        let text = only.map_or(Plaintext::Raw(packet), |only| Plaintext::Question(packet, only));
+        lane.sender.seal(&tunnel, text, now);
         lane.sender.flush(now);
         lane.settle(false);
     }

@@ -36,6 +36,8 @@ struct Queue {
     /// How many events of each peer there are.
     of_peers: HashMap<Tid, usize>,
     peer_events: usize,
+    /// Where the peers are that are said to have moved.
+    roamed: HashMap<Tid, SocketAddr>,
     failed: bool,
     /// Draws which datagram has to go, by a random key and a number.
     lot: RandomState,
@@ -50,7 +52,10 @@ impl Queue {
     fn put(&mut self, event: Event) -> bool {
         match event {
             Event::Datagram(_, _, expected) => return self.put_datagram(event, expected),
-            Event::Control(tid, _) | Event::Cookie(tid, _) | Event::Roamed(tid, _) => {
+            // Only where a peer is in the end counts.
+            Event::Roamed(tid, at) if self.roamed.insert(tid, at).is_some() => return true,
+            Event::Roamed(..) => {}
+            Event::Control(tid, _) | Event::Cookie(tid, _) => {
                 let of_peer = self.of_peers.entry(tid).or_default();
                 if self.peer_events >= QUEUED_PEER_EVENTS || *of_peer >= QUEUED_EVENTS_PER_TUNNEL {
                     return false;
@@ -125,6 +130,11 @@ impl Events {
         queue.peer_events = 0;
         queue.of_peers.clear();
         let mut all = std::mem::take(&mut queue.events);
+        for event in &mut all {
+            if let Event::Roamed(tid, at) = event {
+                *at = queue.roamed.remove(tid).unwrap_or(*at);
+            }
+        }
         all.append(&mut queue.expected);
         all.append(&mut queue.others);
         all

@@ -25,6 +25,27 @@ fn one_peer_takes_a_part_only() {
 }
 
 #[test]
+fn of_a_peer_that_moves_about_the_last_place_counts() {
+    let events = Events::new().unwrap();
+    while events.put(control(1)) {}
+    for port in 1..2000 {
+        for peer in [1, 2] {
+            assert!(events.put(Event::Roamed([peer; 32], SocketAddr::from(([192, 0, 2, peer], port)))));
+        }
+    }
+    let taken = events.take();
+    assert_eq!(taken.len(), QUEUED_EVENTS_PER_TUNNEL + 2);
+    for (peer, event) in [1, 2].into_iter().zip(taken.iter().skip(QUEUED_EVENTS_PER_TUNNEL)) {
+        assert_eq!(
+            *event,
+            Event::Roamed([peer; 32], SocketAddr::from(([192, 0, 2, peer], 1999)))
+        );
+    }
+    assert!(events.put(Event::Roamed([1; 32], SocketAddr::from(([192, 0, 2, 1], 7)))));
+    assert_eq!(events.take().len(), 1);
+}
+
+#[test]
 fn expected_datagrams_come_first_and_push_out_others() {
     let events = Events::new().unwrap();
     let all = QUEUED_DATAGRAMS as u16;

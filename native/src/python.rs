@@ -205,8 +205,9 @@ impl Core {
         self.engine.send_datagram(data, address(endpoint));
     }
 
-    fn send_inner(&mut self, tid: Key, packet: &[u8]) {
-        self.engine.send_inner(&tid, packet);
+    #[pyo3(signature = (tid, packet, only=None))]
+    fn send_inner(&mut self, tid: Key, packet: &[u8], only: Option<Endpoint>) {
+        self.engine.send_inner(&tid, packet, only.map(address));
     }
 
     /// Does what is due; returns in how many seconds there is something to do next, or infinite.

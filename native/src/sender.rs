@@ -36,26 +36,28 @@ pub enum Plaintext<'a> {
     Cut(&'a Plan, &'a [u8]),
     /// Of the control plane; it stays as it is.
     Raw(&'a [u8]),
+    /// The same, dropped where the peer is sent to at another address.
+    Question(&'a [u8], SocketAddr),
 }
 
 impl Plaintext<'_> {
     fn count(&self) -> usize {
         match self {
-            Plaintext::Packet(_) | Plaintext::Raw(_) => 1,
+            Plaintext::Packet(_) | Plaintext::Raw(_) | Plaintext::Question(..) => 1,
             Plaintext::Cut(plan, _) => plan.count(),
         }
     }
 
     fn len(&self, number: usize) -> usize {
         match self {
-            Plaintext::Packet(packet) | Plaintext::Raw(packet) => packet.len(),
+            Plaintext::Packet(packet) | Plaintext::Raw(packet) | Plaintext::Question(packet, _) => packet.len(),
             Plaintext::Cut(plan, _) => plan.len(number),
         }
     }
 
     fn write(&self, number: usize, out: &mut [u8]) {
         match self {
-            Plaintext::Raw(packet) => return out.copy_from_slice(packet),
+            Plaintext::Raw(packet) | Plaintext::Question(packet, _) => return out.copy_from_slice(packet),
             Plaintext::Packet(packet) => out.copy_from_slice(packet),
             Plaintext::Cut(plan, packet) => {
                 plan.write(number, packet, out);
@@ -148,6 +150,10 @@ impl Sender {
         done: usize,
         now: f64,
     ) -> usize {
+        if matches!(text, Plaintext::Question(_, only) if only != side.endpoint) {
+            side.drops.count("moved_on");
+            return 1;
+        }
         let mut want = (text.count() - done).min(MAX_SEGMENTS);
         if !side.confirmed {
             want = tunnel.afford(&mut side, (done..done + want).map(|n| OVERHEAD + text.len(n)), now);
@@ -159,7 +165,7 @@ impl Sender {
         let (first, count) = side.keys.take_keys(want, &mut *self.keys);
         let (epoch, to) = (side.keys.epoch, side.endpoint);
         let trains = side.trains && self.shared.offload.udp_gso.on();
-        let used = !matches!(text, Plaintext::Raw(_));
+        let used = !matches!(text, Plaintext::Raw(_) | Plaintext::Question(..));
         let cookie = side.cookie.take();
         drop(side);
         if let Some(cookie) = cookie {

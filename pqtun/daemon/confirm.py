@@ -43,22 +43,22 @@ class Confirmations:
         self._questions[tid] = _Question(token, endpoint, now)
         return token
 
-    def again(self, tid: bytes, now: float) -> bytes | None:
-        """Return the token to send once more at once, None if nothing is open."""
+    def again(self, tid: bytes, now: float) -> tuple[bytes, Endpoint] | None:
+        """Return the token to send once more at once, and where; None if nothing is open."""
         question = self._questions.get(tid)
         if question is None:
             return None
         question.asked, question.repeated = now, 0
-        return question.token
+        return question.token, question.endpoint
 
-    def due(self, now: float) -> list[tuple[bytes, bytes]]:
-        """Return the tunnels and tokens to ask for again now."""
+    def due(self, now: float) -> list[tuple[bytes, bytes, Endpoint]]:
+        """Return the tunnels and tokens to ask for again now, and where."""
         due = []
         for tid, question in self._questions.items():
             if question.repeated < len(ASK_AGAIN) and question.asked + ASK_AGAIN[question.repeated] <= now:
                 question.asked = now
                 question.repeated += 1
-                due.append((tid, question.token))
+                due.append((tid, question.token, question.endpoint))
         return due
 
     def revive(self, tid: bytes) -> None:

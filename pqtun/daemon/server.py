@@ -116,8 +116,8 @@ class ServerService:
         self._ring.expire()
         for tid in [*self._cookies.expire(now), *self._resumption.expire(now)]:
             self._tenants.give_up(tid)
-        for tid, token in self._confirmations.due(now):
-            self._send_question(tid, token)
+        for tid, token, endpoint in self._confirmations.due(now):
+            self._send_question(tid, token, endpoint)
 
     def handle(self, event: Event) -> None:
         """Take an event of the engine."""
@@ -331,10 +331,10 @@ class ServerService:
                     pass
         if size:
             self._confirmations.revive(tid)
-        if hellos and (question := self._confirmations.again(tid, now)) is not None:
-            answers.append(control.Ping(question))
         if answers:
             self._engine.send_inner(tid, control.encode(answers, self._own, size))
+        if hellos and (question := self._confirmations.again(tid, now)) is not None:
+            self._send_question(tid, *question)
 
     def _said_hello(self, tid: bytes, tenant: Tenant, hello: control.Hello) -> None:
         """The client repeats it until it is answered: all of this may happen again."""
@@ -362,15 +362,15 @@ class ServerService:
 
     def _ask(self, tid: bytes, endpoint: Endpoint, now: float) -> None:
         """Ask the peer whether it is where its packets say that they come from."""
-        self._send_question(tid, self._confirmations.ask(tid, endpoint, now))
+        self._send_question(tid, self._confirmations.ask(tid, endpoint, now), endpoint)
 
-    def _send_question(self, tid: bytes, token: bytes) -> None:
+    def _send_question(self, tid: bytes, token: bytes, endpoint: Endpoint) -> None:
         tenant = self._tenants.get(tid)
         if tenant is not None and tenant.pqtun:
             question = control.encode([control.Ping(token)], self._own)
         else:
             question = icmp.echo_request(self._own, token)
-        self._engine.send_inner(tid, question)
+        self._engine.send_inner(tid, question, only=endpoint)
 
     def _answered(self, tid: bytes, token: bytes) -> None:
         endpoint = self._confirmations.answered(tid, token)

@@ -65,6 +65,7 @@ class Upkeep:
         self._questions: OrderedDict[bytes, _Question] = OrderedDict()
         self._path = self._new_path()
         self._told: int | None = None  # the MTU that the engine and the peer know of
+        self._answered: float | None = None  # when a question was sent, not of size, that was answered last
 
     @property
     def mtu(self) -> int:
@@ -72,9 +73,9 @@ class Upkeep:
         return self._path.mtu
 
     def introduced(self, hello: control.Hello) -> bool:
-        """Take what the peer says of itself; say whether that is news."""
+        """Take what the peer says of itself, once; say whether that is news."""
         self._hellos = 0
-        if hello == self.hello:
+        if self.hello is not None:
             return False
         self.hello = hello
         self._liveness = Liveness(self._clock(), patient=not hello.features & control.FEATURE_RESUME)
@@ -88,6 +89,8 @@ class Upkeep:
         if question is None:
             return
         self.rtt = self._clock() - question.asked
+        if not question.size:
+            self._answered = question.asked
         if question.endpoint is not None:
             self._engine.confirm(self.tid, question.endpoint)
             if question.endpoint == self._moved:
@@ -103,7 +106,7 @@ class Upkeep:
 
     def suspect(self, *, path: bool) -> None:
         """The peer may be out of reach: ask at once. ``path``: the way to it may be another one."""
-        self._liveness.suspect(self._clock())
+        self._liveness.suspect()
         if path:
             self._path.check(self._clock())
 
@@ -112,6 +115,7 @@ class Upkeep:
         self._liveness = Liveness(
             self._clock(), patient=self.hello is None or not self.hello.features & control.FEATURE_RESUME
         )
+        self._path.check(self._clock())
 
     def tick(self, stats: TunnelStats, *, used: bool) -> bool:
         """Do what is due, about twice a second; say whether the tunnel is lost. ``used``: a program needs the peer."""
@@ -128,7 +132,7 @@ class Upkeep:
             self._hello_at = now + HELLO_INTERVAL
             self._engine.send_inner(self.tid, self._own.hello(mtu=self._told))
         if used:
-            size = self._path.tick(now, stats.last_received)
+            size = self._path.tick(now, self._answered)
             self._note_mtu()
             if size is not None:
                 self._ask(size=size)
@@ -146,7 +150,7 @@ class Upkeep:
             packet = control.encode([control.Ping(token)], self._own.address, size)
         else:
             packet = echo_request(self._own.address, token, size)
-        self._engine.send_inner(self.tid, packet)
+        self._engine.send_inner(self.tid, packet, only=endpoint)
 
     def _new_path(self) -> PathMtu:
         wanted = self._own.mtu if self.hello is not None else min(self._own.mtu, PQCONNECT_MTU)

@@ -157,7 +157,10 @@ class Engine(Protocol):
         """
 
     def start(self, listener: Listener) -> None:
-        """Begin to move packets. Events come in order, each in a turn of the event loop, never out of a call here."""
+        """Begin to move packets. Events come in turns of the event loop, never out of a call here.
+
+        Those of tunnels come in order, datagrams after them. Of a peer that moves about only the last place is told.
+        """
 
     def add_tunnel(
         self,
@@ -173,8 +176,8 @@ class Engine(Protocol):
         """Take a tunnel into use for the private address ``inner``.
 
         Before this returns, tunnel packets that came early are opened, and sent are: ``first``, a plaintext of the
-        control plane, if given; then, unless ``standby``, what was held for ``inner``, in order. ``epoch``: the one that
-        the session's roots are of. ``confirmed``: whether the peer is known to be reached at ``endpoint``.
+        control plane, if given; then, unless ``standby``, what was held for ``inner``, in order. ``epoch``: the one
+        that the session's roots are of. ``confirmed``: whether the peer is known to be reached at ``endpoint``.
         An older tunnel of ``inner`` still receives until it dies, and while this one is a ``standby`` it is still sent
         through. Raises ValueError if the tid is in use, ``inner`` cannot stand for a peer (outside the subnet, own or
         broadcast address) or the engine is closed.
@@ -215,7 +218,8 @@ class Engine(Protocol):
     def hold(self, inner: IPv4Address, *, report: bool = False) -> None:
         """Hold what programs send to ``inner`` from now on, also where there is a tunnel, without reporting Wanted.
 
-        ``report``: the next packet is reported as Wanted, once. Ends with ``add_tunnel``, ``move_tunnel``, ``drop_held``.
+        ``report``: the next packet is reported as Wanted, once. ``add_tunnel``, ``move_tunnel`` and ``drop_held`` end
+        it.
         """
 
     def drop_held(self, inner: IPv4Address, *, unreachable: bool) -> None:
@@ -227,8 +231,12 @@ class Engine(Protocol):
     def send_datagram(self, data: bytes, endpoint: Endpoint) -> None:
         """Send a datagram of the control plane from the tunnel's socket. What cannot be sent is counted."""
 
-    def send_inner(self, tid: bytes, packet: bytes) -> None:
-        """Seal a plaintext of the control plane and send it. For an unknown tunnel it is dropped and counted."""
+    def send_inner(self, tid: bytes, packet: bytes, *, only: Endpoint | None = None) -> None:
+        """Seal a plaintext of the control plane and send it. For an unknown tunnel it is dropped and counted.
+
+        ``only``: not if the peer is sent to at another endpoint by now. A question whether it is reached there would
+        else tell its answer to somebody who was there for a moment.
+        """
 
     def stats(self, recent: int | None = None) -> EngineStats:
         """Return a snapshot of all counters; with ``recent``, of so many tunnels only, those used last (or made since).

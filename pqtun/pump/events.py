@@ -10,7 +10,7 @@ from pqtun.pump.limits import QUEUED_DATAGRAMS, QUEUED_EVENTS_PER_TUNNEL, QUEUED
 
 log = logging.getLogger(__name__)
 
-_PeerEvent = Control | Cookie | Roamed
+_PeerEvent = Control | Cookie
 
 
 class EventQueue:
@@ -34,6 +34,7 @@ class EventQueue:
         self._others: deque[Datagram] = deque()
         self._peer_events: Counter[bytes] = Counter()  # by the tunnel's id; how many there are in all
         self._all_peer_events = 0
+        self._roamed: dict[bytes, Roamed] = {}  # where each peer is that one waits for: only the last place counts
         self._scheduled = False
         self.listener_errors = 0
 
@@ -47,6 +48,10 @@ class EventQueue:
         kept = True
         if isinstance(event, Datagram):
             kept = self._put_datagram(event)
+        elif isinstance(event, Roamed):
+            if event.tid not in self._roamed:
+                self._queue.append(event)
+            self._roamed[event.tid] = event
         elif isinstance(event, _PeerEvent):
             if self._all_peer_events >= QUEUED_PEER_EVENTS:
                 return False
@@ -64,6 +69,7 @@ class EventQueue:
         """Deliver nothing more."""
         self._listener = None
         self._queue.clear()
+        self._roamed.clear()
         self._expected.clear()
         self._others.clear()
 
@@ -89,6 +95,8 @@ class EventQueue:
             event = self._queue.popleft()
             if isinstance(event, _PeerEvent):
                 self._delivered(event)
+            elif isinstance(event, Roamed):
+                event = self._roamed.pop(event.tid)
             self._tell(self._listener, event)
         end = self._loop.time() + self._datagram_seconds
         for _ in range(len(self._expected) + len(self._others)):

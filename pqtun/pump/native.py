@@ -162,9 +162,9 @@ class NativeEngine:
         """Send a datagram of the control plane."""
         self._core.send_datagram(data, endpoint)
 
-    def send_inner(self, tid: bytes, packet: bytes) -> None:
+    def send_inner(self, tid: bytes, packet: bytes, *, only: Endpoint | None = None) -> None:
         """Seal and send a plaintext of the control plane."""
-        self._core.send_inner(tid, packet)
+        self._core.send_inner(tid, packet, only)
 
     def stats(self, recent: int | None = None) -> EngineStats:
         """Do what is due, and return a snapshot of all counters."""

@@ -209,11 +209,13 @@ class PythonEngine:
         """Send a datagram of the control plane."""
         self._send_udp(data, endpoint, self._drops)
 
-    def send_inner(self, tid: bytes, packet: bytes) -> None:
+    def send_inner(self, tid: bytes, packet: bytes, *, only: Endpoint | None = None) -> None:
         """Seal and send a plaintext of the control plane."""
         link = self._routes.get(tid)
         if link is None:
             self._drops["send_unknown_tunnel"] += 1
+        elif only is not None and only != link.endpoint:
+            link.drops["moved_on"] += 1
         else:
             self._send(link, packet, self._clock())
             clear_traces()

@@ -146,7 +146,7 @@ class World:
             {},
         )
 
-    def send_inner(self, tid: bytes, packet: bytes) -> None:
+    def send_inner(self, tid: bytes, packet: bytes, *, only: object = None) -> None:
         """The server answers 20 ms later, if it gets to hear of it."""
         tunnel = self.tunnels.get(tid)
         if tunnel is None:

@@ -83,8 +83,9 @@ class RecordingEngine:
     def expect(self, host):
         self.expected.append(host)
 
-    def send_inner(self, tid, packet):
-        self.sent.append((tid, packet))
+    def send_inner(self, tid, packet, *, only=None):
+        if only is None or tid not in self.tunnels or only == self.tunnels[tid].endpoint:
+            self.sent.append((tid, packet))
 
     def stats(self, recent=None):
         used_last = sorted(self.tunnels.values(), key=lambda tunnel: -tunnel.use)

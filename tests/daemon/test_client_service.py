@@ -39,7 +39,7 @@ class RecordingEngine:
     def start(self, listener):
         pass
 
-    def send_inner(self, tid, packet):
+    def send_inner(self, tid, packet, *, only=None):
         self.sent.append((tid, packet))
 
     def remove_tunnel(self, tid):

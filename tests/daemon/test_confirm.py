@@ -36,7 +36,7 @@ def test_a_new_question_replaces_the_old_one():
     old = asked.ask(ONE, HERE, 0.0)
     new = asked.ask(ONE, THERE, 0.0)
     assert asked.answered(ONE, old) is None
-    assert asked.due(ASK_AGAIN[0]) == [(ONE, new)]
+    assert asked.due(ASK_AGAIN[0]) == [(ONE, new, THERE)]
     assert asked.answered(ONE, new) == THERE
 
 
@@ -45,8 +45,8 @@ def test_repeated_with_the_pauses_that_are_meant_and_then_no_more():
     token = asked.ask(ONE, HERE, 0.0)
     repeated = []
     for tenth in range(2000):
-        for tid, again in asked.due(tenth / 10):
-            assert (tid, again) == (ONE, token)
+        for tid, again, endpoint in asked.due(tenth / 10):
+            assert (tid, again, endpoint) == (ONE, token, HERE)
             repeated.append(tenth / 10)
     assert repeated == [sum(ASK_AGAIN[: number + 1]) for number in range(len(ASK_AGAIN))]
     assert asked.answered(ONE, token) == HERE  # late, but there
@@ -61,16 +61,16 @@ def test_revived_only_when_given_up():
         asked.due(float(now))
     assert asked.due(1000.0) == []
     asked.revive(ONE)
-    assert asked.due(1000.0) == [(ONE, token)]
+    assert asked.due(1000.0) == [(ONE, token, HERE)]
 
 
 def test_asked_once_more_at_once():
     asked = confirmations()
     assert asked.again(ONE, 0.0) is None
     token = asked.ask(ONE, HERE, 0.0)
-    assert asked.again(ONE, 0.9) == token
+    assert asked.again(ONE, 0.9) == (token, HERE)
     assert asked.due(1.0) == []
-    assert asked.due(1.9) == [(ONE, token)]
+    assert asked.due(1.9) == [(ONE, token, HERE)]
 
 
 def test_forgotten():

@@ -68,13 +68,14 @@ def test_bounds_are_separate_and_room_comes_back() -> None:
             assert not queue.put(datagram(0, expected=True))
             for number in range(QUEUED_PEER_EVENTS):
                 peer = tid(number // QUEUED_EVENTS_PER_TUNNEL)
-                peers: tuple[Event, ...] = (Control(peer, b""), Cookie(peer, b""), Roamed(peer, ("192.0.2.1", 1)))
-                assert queue.put(peers[number % 3])
+                peers: tuple[Event, ...] = (Control(peer, b""), Cookie(peer, b""))
+                assert queue.put(peers[number % 2])
             assert not any(queue.put(event) for event in peers)
             assert not queue.put(Control(tid(1000), b""))
+            assert queue.put(Roamed(peer, ("192.0.2.1", 1)))
             own: list[Event] = [Wanted(IPv4Address(1)), Alive(TID), Dead(TID)]
             assert all(queue.put(event) for event in own * 1000)
-            total = QUEUED_DATAGRAMS + QUEUED_PEER_EVENTS + 3000
+            total = QUEUED_DATAGRAMS + QUEUED_PEER_EVENTS + 1 + 3000
             await heard(got, total)
             assert len(got) == total
             got.clear()
@@ -92,6 +93,27 @@ def test_one_peer_does_not_take_the_room_of_all() -> None:
             assert queue.put(Control(tid(2), b""))
             await heard(got, kept + 1)
             got.clear()
+
+    asyncio.run(scene())
+
+
+def test_of_a_peer_that_moves_about_the_last_place_counts() -> None:
+    """However often it moves, and whatever else it sends, that one is told."""
+
+    async def scene() -> None:
+        queue, got = EventQueue(asyncio.get_running_loop()), list[Event]()
+        queue.start(got.append)
+        while queue.put(Control(TID, b"")):
+            pass
+        for port in range(1, 2000):
+            assert queue.put(Roamed(TID, ("192.0.2.1", port)))
+            assert queue.put(Roamed(tid(2), ("192.0.2.2", port)))
+        await heard(got, QUEUED_EVENTS_PER_TUNNEL + 2)
+        assert got[-2:] == [Roamed(TID, ("192.0.2.1", 1999)), Roamed(tid(2), ("192.0.2.2", 1999))]
+        assert len(got) == QUEUED_EVENTS_PER_TUNNEL + 2
+        assert queue.put(Roamed(TID, ("192.0.2.1", 7)))
+        await heard(got, QUEUED_EVENTS_PER_TUNNEL + 3)
+        assert got[-1] == Roamed(TID, ("192.0.2.1", 7))
 
     asyncio.run(scene())
 

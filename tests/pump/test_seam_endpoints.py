@@ -5,6 +5,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from pqtun.protocol import control
 from pqtun.pump.engine import Alive, Roamed
 from pqtun.pump.limits import UNCONFIRMED_BYTES, UNCONFIRMED_FACTOR, UNCONFIRMED_RATE
 from tests.pump import packets as p
@@ -12,6 +13,9 @@ from tests.pump.conftest import Play, ipv6
 from tests.pump.rig import OTHER, PEER, Far, Rig, delivered, endpoint_of, from_far, to_far
 
 OVERHEAD = 56
+CONTROL, OTHER_CONTROL = (
+    control.encode([control.Ping(data)], IPv4Address(OTHER)) for data in (b"12345678", b"abcdefgh")
+)
 
 
 # -- both families
@@ -257,5 +261,25 @@ def test_a_move_of_the_tunnel_leaves_its_endpoint_unconfirmed(play: Play) -> Non
         rig.engine.move_tunnel(far.tid, IPv4Address(OTHER))
         assert not rig.stats(far).confirmed
         assert rig.stats(far).endpoint == far.endpoint
+
+    play(scenario)
+
+
+def test_a_question_goes_only_where_it_is_about(play: Play) -> None:
+    """Who is there for a moment, and at home again when it is sent, would else learn its answer."""
+
+    async def scenario(rig: Rig) -> None:
+        far = rig.far()
+        elsewhere = rig.udp_socket()
+        far.send(far.seal(CONTROL), elsewhere)
+        assert await rig.event(Roamed) == Roamed(far.tid, endpoint_of(elsewhere))
+        far.send_packet(b"home again")
+        assert await rig.event(Roamed) == Roamed(far.tid, far.endpoint)
+        rig.engine.send_inner(far.tid, CONTROL, only=endpoint_of(elsewhere))
+        rig.engine.send_inner(far.tid, OTHER_CONTROL, only=far.endpoint)
+        assert await far.plaintext() == OTHER_CONTROL
+        assert far.quiet()
+        (tunnel,) = rig.engine.stats().tunnels
+        assert tunnel.drops == {"moved_on": 1}
 
     play(scenario)
