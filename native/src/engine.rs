@@ -172,9 +172,11 @@ impl Engine {
         }
         if !standby {
             lane.send_held(&tunnel, &mut waiting.held, now);
-            self.shared.table.open_route(inner);
         }
         lane.sender.flush(now);
+        if !standby {
+            self.shared.table.open_route(inner); // last: who finds it does not wait for us
+        }
         drop(waiting);
         lane.settle(false);
         Ok(())

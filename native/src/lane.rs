@@ -15,8 +15,8 @@ use crate::shared::Shared;
 use crate::tunnel::Tunnel;
 use crate::waiting::Held;
 
-/// An IP packet has at most 65535 bytes.
-const PACKET: usize = VNET_HEADER_BYTES + 65535;
+/// An IPv6 packet has at most 40 bytes and 65535 (RFC 8200), one of IPv4 fewer.
+const PACKET: usize = VNET_HEADER_BYTES + 40 + 65535;
 /// TUN reads, and bytes read, before the other side gets its turn: enough to fill trains with small packets, and few
 /// enough that acknowledgements do not wait long.
 const READS: usize = 64;

@@ -38,26 +38,31 @@ pub enum Plaintext<'a> {
     Raw(&'a [u8]),
     /// The same, dropped where the peer is sent to at another address.
     Question(&'a [u8], SocketAddr),
+    /// The same, after which the tunnel sends nothing more.
+    Last(&'a [u8]),
 }
 
 impl Plaintext<'_> {
     fn count(&self) -> usize {
         match self {
-            Plaintext::Packet(_) | Plaintext::Raw(_) | Plaintext::Question(..) => 1,
             Plaintext::Cut(plan, _) => plan.count(),
+            _ => 1,
         }
     }
 
     fn len(&self, number: usize) -> usize {
         match self {
             Plaintext::Packet(packet) | Plaintext::Raw(packet) | Plaintext::Question(packet, _) => packet.len(),
+            Plaintext::Last(packet) => packet.len(),
             Plaintext::Cut(plan, _) => plan.len(number),
         }
     }
 
     fn write(&self, number: usize, out: &mut [u8]) {
         match self {
-            Plaintext::Raw(packet) | Plaintext::Question(packet, _) => return out.copy_from_slice(packet),
+            Plaintext::Raw(packet) | Plaintext::Question(packet, _) | Plaintext::Last(packet) => {
+                return out.copy_from_slice(packet)
+            }
             Plaintext::Packet(packet) => out.copy_from_slice(packet),
             Plaintext::Cut(plan, packet) => {
                 plan.write(number, packet, out);
@@ -126,18 +131,19 @@ impl Sender {
         }
     }
 
-    /// Seals and queues the state of the tunnel, which nothing else is to be sent through after it (section 7).
+    /// Seals and queues the state of the tunnel, and erases its keys: the tunnel that comes back has those of the next epoch
+    /// again, so that none of them may have been used by then (section 7).
     ///
     /// Refused, with nothing queued: "dead", "epoch_end".
     pub fn put_aside(&mut self, tunnel: &Arc<Tunnel>, sealing: &Sealing, now: f64) -> Result<(), Refused> {
         let mut cookie = [0; COOKIE];
-        let receive = tunnel.receive_side(now);
+        let mut receive = tunnel.receive_side(now);
         let mut side = tunnel.send_side();
         side.keys.advance(now)?;
         sealing.write(&tunnel.tid, &side.keys, &receive.keys, &mut self.cipher, &mut cookie)?;
-        drop(receive);
-        // Without letting go of the lock: the cookie is of the epoch that it is sent in.
-        self.seal_some(tunnel, side, Plaintext::Raw(&cookie), 0, now);
+        // Without letting go of a lock before its keys are gone.
+        self.seal_some(tunnel, side, Plaintext::Last(&cookie), 0, now);
+        tunnel.erase_both(&mut receive);
         Ok(())
     }
 
@@ -165,8 +171,11 @@ impl Sender {
         let (first, count) = side.keys.take_keys(want, &mut *self.keys);
         let (epoch, to) = (side.keys.epoch, side.endpoint);
         let trains = side.trains && self.shared.offload.udp_gso.on();
-        let used = !matches!(text, Plaintext::Raw(_) | Plaintext::Question(..));
+        let used = matches!(text, Plaintext::Packet(_) | Plaintext::Cut(..));
         let cookie = side.cookie.take();
+        if let Plaintext::Last(_) = text {
+            side.keys.erase();
+        }
         drop(side);
         if let Some(cookie) = cookie {
             // The server has put its state aside and needs it back to read what follows (section 7).

@@ -254,9 +254,13 @@ impl Tunnel {
 
     /// Overwrites every secret; the tunnel is dead afterwards.
     pub fn erase(&self) {
-        let mut side = self.lock_receive();
+        self.erase_both(&mut self.lock_receive());
+    }
+
+    /// The same for who has locked the receiving side.
+    pub fn erase_both(&self, side: &mut ReceiveSide) {
         side.keys.erase();
-        self.note(&side);
+        self.note(side);
     }
 
     /// Locks the sending side at the epoch of `now`.
