@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 
 CACHED_KEYS: Final = 200  # servers' public keys on disk, 1 MB each
 TICK_SECONDS: Final = 0.5  # between looks at the tunnels
-NOTE_SECONDS: Final = 30.0  # between notes of which peers carry traffic
+NOTE_SECONDS: Final = 30.0  # between notes of which peers carry traffic, and of which there is no more to know
 FLOWS_SECONDS: Final = 5.0  # between looks at which peers programs have connections to
 # After the last packet of a program a tunnel is kept for so long, for what the kernel lists no connection of.
 RECENT_SECONDS: Final = 60.0
@@ -81,7 +81,7 @@ class ClientService:
         self._by_tid: dict[bytes, Link] = {}
         self._attempts = Attempts(self._events)
         self._cache = ServerKeyCache(settings.state / KEYS_FOLDER, CACHED_KEYS)
-        self._connector = Connector(self._cache, clock.boottime)
+        self._connector = Connector(self._cache, clock.boottime, self.is_own)
         self._book = PeerBook(settings.state / PEERS_FILE, tun.address, clock.wall)
         features = control.FEATURE_RESUME | (control.FEATURE_IPV6_INSIDE if tun.address6 is not None else 0)
         self._own = Own(tun.address.ip, tun.mtu, features)
@@ -193,8 +193,8 @@ class ClientService:
         for item in control.parse(packet):
             match item:
                 case control.Hello():
-                    link.introduced(tid, item)
-                    self._book.learned(link.peer.inner, bool(item.features & control.FEATURE_IPV6_INSIDE))
+                    if link.introduced(tid, item):
+                        self._book.learned(link.peer.inner, bool(item.features & control.FEATURE_IPV6_INSIDE))
                 case control.Ping(data):
                     pongs.append(control.Pong(data))
                 case control.Pong(data):
@@ -210,17 +210,25 @@ class ClientService:
     # -- the rounds ------------------------------------------------------------------------------
 
     async def keep_up(self) -> None:
-        """Look after the tunnels until cancelled: keep those alive that programs use, replace those that are lost."""
+        """Look after the tunnels until cancelled: keep those alive that programs use, replace those that are lost.
+
+        A fault in that ends the service.
+        """
         before = clock.boottime()
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
-            now = clock.boottime()
-            if now - before > SLEPT_SECONDS:
-                self._network_changed()
-            before = now
-            if self._links:
-                await self._look_at_flows(now)
-                self._round(now)
+        try:
+            while True:
+                await asyncio.sleep(TICK_SECONDS)
+                now = clock.boottime()
+                if now - before > SLEPT_SECONDS:
+                    self._network_changed()
+                before = now
+                if self._links:
+                    await self._look_at_flows(now)
+                    self._round(now)
+        except Exception as fault:
+            if not self.failed.done():
+                self.failed.set_exception(fault)
+            raise
 
     async def _look_at_flows(self, now: float) -> None:
         """In a thread: the kernel goes through all sockets of the host."""
@@ -235,7 +243,10 @@ class ClientService:
 
     def _round(self, now: float) -> None:
         tunnels = {tunnel.tid: tunnel for tunnel in self._engine.stats().tunnels}
-        for inner, link in list(self._links.items()):
+        for inner in self._connected.union(tunnel.inner for tunnel in tunnels.values()):
+            link = self._links.get(inner)
+            if link is None:
+                continue
             tunnel = None if link.tid is None else tunnels.get(link.tid)
             connected = inner in self._connected
             recent = tunnel is not None and now - (tunnel.last_used or tunnel.created) < RECENT_SECONDS
@@ -243,13 +254,18 @@ class ClientService:
                 self._attempts.want(link)
         if now - self._noted >= NOTE_SECONDS:
             for tunnel in tunnels.values():
-                if max(tunnel.last_sent or 0.0, tunnel.last_received or 0.0) > self._noted:
+                if (tunnel.last_received or 0.0) > self._noted and tunnel.confirmed:
                     self._book.used(tunnel.inner, ip_address(tunnel.endpoint[0]))
             self._noted = now
+            for inner in [inner for inner, link in self._links.items() if link.rest()]:
+                if inner not in self._connected:
+                    del self._links[inner]
 
     def _link_failed(self, link: Link) -> None:
         if link.allows_direct:
-            self._direct[link.peer.keyhash, link.peer.name] = clock.boottime() + 60 * self._settings.direct_minutes
+            now = clock.boottime()
+            self._direct = {server: until for server, until in self._direct.items() if until > now}
+            self._direct[link.peer.keyhash, link.peer.name] = now + 60 * self._settings.direct_minutes
             log.warning(
                 "%s: no tunnel, its real addresses are given out for %d minutes, as [client.failure] says",
                 link.peer.name,
@@ -322,7 +338,7 @@ class ClientService:
 
     def _link(self, peer: Peer) -> Link:
         link = self._links.get(peer.inner)
-        if link is not None and link.peer.keyhash != peer.keyhash:
+        if link is not None and (link.peer.keyhash, link.peer.name) != (peer.keyhash, peer.name):
             link.forget()
             link = None
         if link is None:

@@ -51,14 +51,31 @@ class Contact:
     session: Session
     tunnel: Endpoint
     address: IPAddress
+    round_trip: float = 0.0  # seconds until the key server answered, requests that were lost included
+
+
+@dataclass(frozen=True, slots=True)
+class _Ephemeral:
+    """A key server's ephemeral keys: when they came, and how many seconds after the first request."""
+
+    key: EphemeralPublicKey
+    came: float
+    took: float
 
 
 class Connector:
     """Makes sessions. Keys are downloaded once, verified, and kept in the cache on disk."""
 
-    def __init__(self, cache: ServerKeyCache, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, cache: ServerKeyCache, clock: Callable[[], float], is_own: Callable[[IPAddress], bool] = lambda _: False
+    ) -> None:
+        """``is_own``: tells private addresses that stand for peers. Real ones they are not, whatever DNS says.
+
+        Two tunnels, each of which leads through the other, would fill this host with their packets.
+        """
         self._cache = cache
         self._clock = clock
+        self._is_own = is_own
         # By key hash and key server: one that fails must not fail what another serves under the same hash.
         self._downloads: dict[tuple[bytes, Endpoint], asyncio.Task[ServerPublicKey]] = {}
 
@@ -79,8 +96,8 @@ class Connector:
         settled = {address.version for address in peer.addresses if address not in avoid}
         refused: list[IPAddress] = []
         faults: list[ConnectError] = []
-        async with Addresses(peer.name, peer.candidates, resolver, settled=settled) as addresses:
-            ports = await find_ports(peer.name, peer.port, peer.key_port, resolver)
+        async with Addresses(peer.name, peer.candidates, resolver, settled=settled, without=self._is_own) as addresses:
+            ports = (await find_ports(peer.name, peer.port, peer.key_port, resolver)).without(self._is_own)
             while True:
                 try:
                     address, ephemeral = await race(
@@ -99,26 +116,29 @@ class Connector:
                     faults.append(error)
                     refused.append(address)
 
-    async def _ephemeral(self, key_server: Endpoint) -> tuple[EphemeralPublicKey, float]:
-        """A key server's ephemeral keys, and when they came. Raises ConnectError."""
+    async def _ephemeral(self, key_server: Endpoint) -> _Ephemeral:
+        """A key server's ephemeral keys. Raises ConnectError."""
+        begun = self._clock()
         with _explained(key_server), connected_socket(key_server) as sock:
-            return await fetch_ephemeral(sock, clock=self._clock), self._clock()
+            key = await fetch_ephemeral(sock, clock=self._clock)
+        came = self._clock()
+        return _Ephemeral(key, came, came - begun)
 
     async def _begin(
         self,
         keyhash: bytes,
         ports: Ports,
         address: IPAddress,
-        ephemeral: tuple[EphemeralPublicKey, float],
+        ephemeral: _Ephemeral,
         on_progress: Progress | None,
     ) -> Contact:
         key_server = ports.key_server_of(address)
         with _explained(key_server):
             key = await self._server_key(keyhash, key_server, on_progress)
-            if self._clock() - ephemeral[1] > EPHEMERAL_SECONDS:  # the download took long
+            if self._clock() - ephemeral.came > EPHEMERAL_SECONDS:  # the download took long
                 ephemeral = await self._ephemeral(key_server)
-            datagram, session = initiate(key, ephemeral[0])
-        return Contact(datagram, session, (str(address), ports.tunnel), address)
+            datagram, session = initiate(key, ephemeral.key)
+        return Contact(datagram, session, (str(address), ports.tunnel), address, ephemeral.took)
 
     async def _server_key(self, keyhash: bytes, key_server: Endpoint, on_progress: Progress | None) -> ServerPublicKey:
         cached = self._cache.get(keyhash)

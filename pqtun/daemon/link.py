@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from itertools import count
+from math import inf
 from typing import Final
 
 from pqtun.daemon.backoff import GIVE_UP_SECONDS, Backoff
@@ -19,13 +20,15 @@ from pqtun.pump.icmp import echo_request
 log = logging.getLogger(__name__)
 
 # A handshake has no answer of its own: without an authenticated packet within these seconds a fresh one is sent. Where
-# round trips take longer, a later one gets more time.
+# round trips take longer, it gets more time, by what the key server has taken; and so does each later one.
 CONFIRM_SECONDS: Final = (1.0, 1.0, 2.0, 4.0)
+CONFIRM_ROUND_TRIPS: Final = 1.5
 NUDGE_SECONDS: Final = 0.25  # between hellos and echoes while an answer is waited for
-MIN_PAUSE: Final = 1.0  # between handshakes, however many packets wait for one
+MIN_PAUSE: Final = 1.0  # between handshakes, however many packets wait for one, and how often a server ends tunnels
 RETRY_PATIENCE: Final = 3.0  # seconds of a series of attempts at a peer that was out of reach before
 DIRECT_PATIENCE: Final = 10.0  # the same where programs may go without a tunnel instead
 QUIET_RETRY_SECONDS: Final = 60.0  # between attempts for connections that are open and silent
+REMEMBER_SECONDS: Final = 300.0  # so long is it known, and shown, that there was no tunnel to be had
 # A tunnel ends with epoch 65,535, after 22.7 days. It is replaced 4.5 hours before, 2 days before if nothing uses it.
 REPLACE_EPOCH: Final = 65_000
 REPLACE_IDLE_EPOCH: Final = 60_000
@@ -80,6 +83,7 @@ class Link:
         self._lost: float | None = None  # since when the tunnel is taken to be out of reach
         self._replacing = False
         self._failures = 0
+        self._begun = -inf  # the latest attempt
         self._not_before = 0.0
         self._retry_at = 0.0
 
@@ -141,7 +145,14 @@ class Link:
             self._task = None
         self._drop_attempt()
         self._drop_tunnel()
-        self._tickets.erase()
+        self._forget_tickets()
+
+    def rest(self) -> bool:
+        """Erase what is out of date; say whether nothing is left that the next lookup or packet would need."""
+        now = self._clock()
+        self._tickets.expire(now)
+        failed = self.error is not None and now - self._begun < REMEMBER_SECONDS
+        return self._task is None and self.upkeep is None and not self._tickets and not failed
 
     async def close(self) -> None:
         """Stop an attempt under way; erase what could continue the tunnel."""
@@ -168,16 +179,21 @@ class Link:
         """The server has ended this tunnel."""
         if tid == self.tid:
             self._drop_tunnel()
-            if not resumable:
+            if resumable:  # there are too many: connections that are silent wait for another to become free
+                self._retry_at = self._clock() + QUIET_RETRY_SECONDS
+            else:
                 self._forget_tickets()
 
-    def introduced(self, tid: bytes, hello: control.Hello) -> None:
-        """Take what the peer says of itself in this tunnel."""
+    def introduced(self, tid: bytes, hello: control.Hello) -> bool:
+        """Take what the peer says of itself in this tunnel, once; say whether that is news."""
         if self._attempt is not None and tid == self._attempt.tid:
-            self._attempt.hello = hello
+            news, self._attempt.hello = self._attempt.hello is None, self._attempt.hello or hello
             self._attempt.event.set()
-        elif self.upkeep is not None and tid == self.upkeep.tid and self.upkeep.introduced(hello):
-            self._keep_ticket(hello)
+            return news
+        if self.upkeep is None or tid != self.upkeep.tid or not self.upkeep.introduced(hello):
+            return False
+        self._keep_ticket(hello)
+        return True
 
     def answered(self, tid: bytes, token: bytes) -> None:
         """A pong or the answer to an echo has come."""
@@ -206,7 +222,6 @@ class Link:
         a connection open.
         """
         now = self._clock()
-        self._tickets.expire(now)
         if self._task is not None:
             if self._attempt is None and stats is not None and self._heard_since_lost(stats):
                 self._recover()
@@ -215,9 +230,10 @@ class Link:
             return connected and bool(self._failures or self._tickets) and now >= self._retry_at
         if stats is None:  # the engine is about to say that it is dead
             return False
-        if max(stats.send_epoch, stats.recv_epoch) >= (REPLACE_EPOCH if used else REPLACE_IDLE_EPOCH):
-            self._replacing = now >= self._retry_at
-            return self._replacing
+        due = max(stats.send_epoch, stats.recv_epoch) >= (REPLACE_EPOCH if used else REPLACE_IDLE_EPOCH)
+        self._replacing = due and now >= self._retry_at
+        if self._replacing:
+            return True
         if not self.upkeep.tick(stats, used=used):
             return False
         if used:
@@ -255,6 +271,8 @@ class Link:
             log.error("connecting to %s failed", self.peer.name, exc_info=error)
         self._fail(str(error) if isinstance(error, ConnectError) else f"internal error ({type(error).__name__})")
         log.warning("no tunnel to %s: %s", self.peer.name, self.error)
+        if self.state == "failed":  # else the one to be replaced serves still
+            self._failed(self)
 
     def _fail(self, why: str) -> None:
         self.progress = None
@@ -267,7 +285,6 @@ class Link:
             return  # the old one serves still
         self._drop_tunnel()
         self.refuse()
-        self._failed(self)
 
     async def _connect(self) -> None:
         """Attempts until one comes to something. Raises ConnectError."""
@@ -275,7 +292,8 @@ class Link:
         backoff = Backoff(self._clock(), RETRY_PATIENCE if self._failures else patience)
         avoid: list[IPv4Address | IPv6Address] = []
         for number in count():
-            begun = self._clock()
+            await asyncio.sleep(max(self._begun + MIN_PAUSE - self._clock(), 0.0))
+            self._begun = self._clock()
             try:
                 await self._handshake(avoid, CONFIRM_SECONDS[min(number, len(CONFIRM_SECONDS) - 1)])
             except ConnectError as error:
@@ -284,20 +302,19 @@ class Link:
                     raise
             else:
                 return
-            await self._wait(pause, max(begun + MIN_PAUSE - self._clock(), 0.0))
+            await self._wait(pause)
 
     def _worth_repeating(self, error: ConnectError) -> bool:
         """Silence may end. What a server says may too, where there was a tunnel: it is being restarted."""
         return error.reason in ("no_answer", "handshake") or (error.reason == "network" and self.peer.proven)
 
-    async def _wait(self, pause: float, least: float) -> None:
+    async def _wait(self, pause: float) -> None:
         """Wait until the next attempt, which a packet that a program sends brings forward."""
         self._kick.clear()
         if self.upkeep is None or self._tickets:
             self._engine.hold(self.peer.inner, report=True)
-        await asyncio.sleep(least)
         try:
-            async with asyncio.timeout(max(pause - least, 0.0)):
+            async with asyncio.timeout(pause):
                 await self._kick.wait()
         except TimeoutError:
             pass
@@ -305,6 +322,7 @@ class Link:
     async def _handshake(self, avoid: list[IPv4Address | IPv6Address], seconds: float) -> None:
         """One handshake, and its tunnel if it is answered. Raises ConnectError."""
         contact = await self._connector.contact(self.peer, self.resolver, avoid=avoid, on_progress=self._note_progress)
+        seconds = max(seconds, min(CONFIRM_ROUND_TRIPS * contact.round_trip, CONFIRM_SECONDS[-1]))
         session = contact.session
         ticket = Ticket(session, self._clock())
         attempt = _Attempt(ticket, contact.address, standby=self.upkeep is not None or bool(self._tickets))
@@ -322,7 +340,7 @@ class Link:
         except BaseException:
             self._drop_attempt()
             raise
-        if not answered:
+        if not answered or self._stats(attempt.tid) is None:  # this host may have slept until the engine removed it
             self._drop_attempt()
             avoid.append(contact.address)
             raise ConnectError(
@@ -341,7 +359,7 @@ class Link:
         resuming = bool(self._tickets)
         begin = self._clock()
         # One that answers echoes and no hello is no pqtun any more, or has lost several of them.
-        while (left := begin + seconds * (1 + (resuming and attempt.alive)) - self._clock()) > 0:
+        while self._clock() - begin < seconds * (1 + (resuming and attempt.alive)):
             if attempt.hello is not None or (attempt.alive and not resuming):
                 return True
             for tid in {attempt.tid, self.tid or attempt.tid}:
@@ -350,7 +368,7 @@ class Link:
                 self._engine.send_inner(attempt.tid, hello)
             attempt.event.clear()
             try:
-                async with asyncio.timeout(min(left, NUDGE_SECONDS)):
+                async with asyncio.timeout(NUDGE_SECONDS):
                     await attempt.event.wait()
             except TimeoutError:
                 continue
@@ -379,7 +397,11 @@ class Link:
         log.info("tunnel to %s (%s) is up%s", self.peer.name, attempt.address, " again" if continued else "")
 
     def _works_again(self, tid: bytes) -> bool:
-        return any(self._heard_since_lost(tunnel) for tunnel in self._engine.stats().tunnels if tunnel.tid == tid)
+        stats = self._stats(tid)
+        return stats is not None and self._heard_since_lost(stats)
+
+    def _stats(self, tid: bytes) -> TunnelStats | None:
+        return next((tunnel for tunnel in self._engine.stats().tunnels if tunnel.tid == tid), None)
 
     def _keep_ticket(self, hello: control.Hello) -> None:
         if hello.features & control.FEATURE_RESUME and self._ticket is not None:

@@ -41,12 +41,11 @@ class Liveness:
         self._asked: float | None = None  # since when nothing came although something was sent
         self._given_up = inf  # when the peer is out of reach unless something comes
         self._pinged = -inf
+        self._suspected = False
 
-    def suspect(self, now: float) -> None:
-        """Something says that the peer may be out of reach: ask at once."""
-        if self._given_up > now + SUSPECT_SECONDS:
-            self._asked, self._given_up = now, now + SUSPECT_SECONDS
-            self._pinged = -inf
+    def suspect(self) -> None:
+        """Something says that the peer may be out of reach: ask at once, or when a program needs it."""
+        self._suspected = True
 
     def tick(self, now: float, *, last_sent: float | None, last_received: float | None, used: bool) -> Verdict:
         """Return what to do. Call it about twice a second; after PING the caller sends something that is answered.
@@ -59,6 +58,11 @@ class Liveness:
                 self._asked, self._given_up = None, inf
         if self._asked is None and last_sent is not None and last_sent > self._heard:
             self._asked, self._given_up = last_sent, last_sent + self._lost_after
+        if self._suspected and used:
+            self._suspected = False
+            if self._given_up > now + SUSPECT_SECONDS:
+                self._asked, self._given_up = now, now + SUSPECT_SECONDS
+                self._pinged = -inf
         if now >= self._given_up:
             return Verdict.LOST
         if now >= self._given_up - self._lost_after + PROBE_SECONDS:

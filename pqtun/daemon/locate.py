@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final
 
@@ -45,6 +45,11 @@ class Ports:
         """Return the key server for a server at ``address``: one named for all, of its family if there is one."""
         own = [found for found in self.key_servers if ip_address(found[0]).version == address.version]
         return next(iter((*own, *self.key_servers)), (str(address), self.key_server))
+
+    def without(self, excluded: Callable[[IPAddress], bool]) -> "Ports":
+        """Return the same less the key servers with such addresses."""
+        kept = tuple(found for found in self.key_servers if not excluded(ip_address(found[0])))
+        return replace(self, key_servers=kept)
 
 
 async def find_ports(name: str, port: int | None, key_port: int | None, resolver: Endpoint | None) -> Ports:
@@ -96,11 +101,22 @@ class Addresses:
     """A server's real addresses: those that are known, and those that lookups bring. Leaving it ends the lookups."""
 
     def __init__(
-        self, name: str, known: Iterable[IPAddress], resolver: Endpoint | None, *, settled: Collection[int]
+        self,
+        name: str,
+        known: Iterable[IPAddress],
+        resolver: Endpoint | None,
+        *,
+        settled: Collection[int],
+        without: Callable[[IPAddress], bool] = lambda _: False,
     ) -> None:
-        """``settled``: IP versions of which enough is known for now; addresses of the others are looked up at once."""
+        """``settled``: IP versions of which enough is known for now; addresses of the others are looked up at once.
+
+        ``without``: tells addresses that are none of a server, wherever they come from.
+        """
         self._name = name
-        self._known = dict.fromkeys(filter(is_unicast, known))
+        self._without = without
+        self._known: dict[IPAddress, None] = {}
+        self._learn(filter(is_unicast, known))
         self._resolver = resolver
         self._settled = settled
         self._asked: set[int] = set()
@@ -139,4 +155,7 @@ class Addresses:
         return bool(fresh)
 
     async def _add(self, version: int, resolver: Endpoint) -> None:
-        self._known.update(dict.fromkeys(await _look_up(self._name, version, resolver)))
+        self._learn(await _look_up(self._name, version, resolver))
+
+    def _learn(self, addresses: Iterable[IPAddress]) -> None:
+        self._known.update(dict.fromkeys(address for address in addresses if not self._without(address)))

@@ -9,17 +9,17 @@ STEPS: Final = (1388, 1316, 1176, 1024, 768, 576)
 
 PROBES: Final = 5  # unanswered ones in a row mean that the size does not pass: at 20 % loss a false alarm in 50 minutes
 PROBE_INTERVAL: Final = 0.5
+MAX_PROBES: Final = 20  # where small packets are not answered either: they say nothing then
 CHECK_SECONDS: Final = 120.0  # how often a path in use is looked at anew: large packets may be dropped from now on
 RAISE_SECONDS: Final = 600.0  # RFC 8899 PMTU_RAISE_TIMER: after that a larger size is tried
-
 
 
 class PathMtu:
     """The largest inner packet for one peer. Times are seconds."""
 
     def __init__(self, wanted: int, now: float) -> None:
-        """``wanted``: bytes, the most that this host and the peer allow."""
-        self._sizes = (wanted, *(step for step in STEPS if step < wanted))
+        """``wanted``: bytes, the most that this host and the peer allow, if that is no less than the least step."""
+        self._sizes = (max(wanted, STEPS[-1]), *(step for step in STEPS if step < wanted))
         self._at = 0  # which size is in use
         self._trying = 0  # which is probed: that one, or a larger one
         self._sent = 0
@@ -47,20 +47,23 @@ class PathMtu:
         """The path may have changed: begin anew with the largest size."""
         self._trying, self._sent, self._next = 0, 0, now
 
-    def tick(self, now: float, heard: float | None) -> int | None:
+    def tick(self, now: float, answered: float | None) -> int | None:
         """Return how many bytes a probe shall have that is due now, None if none is.
 
-        ``heard``: when the peer was heard from last. Where nothing comes back at all, that is no matter of size.
+        ``answered``: when the latest of the small packets was sent that have come back. Where none does, because
+        nothing passes, or takes long, or the peer does not answer such packets, that is no matter of size.
         """
         if now >= self._raise:
             self._raise = inf
             self.check(now)
         if now < self._next:
             return None
-        if self._sent >= PROBES:
-            if heard is not None and heard > self._since + PROBE_INTERVAL:
-                self._too_large(now)
+        if self._sent >= PROBES and answered is not None and answered > self._since:
+            self._too_large(now)
             self._sent = 0
+        if self._sent >= MAX_PROBES:
+            self._sent, self._next = 0, now + CHECK_SECONDS
+            return None
         if self._sent == 0:
             self._since = now
         self._sent += 1

@@ -47,6 +47,7 @@ class World:
         self.reachable = True  # packets pass
         self.pqtun = True  # the server knows control packets
         self.remembers = True  # and old tunnels
+        self.delay = 0.01  # of each packet, in seconds
         self.refuses: set[IPv4Address] = set()  # addresses whose key server does not answer
         self.error: ConnectError | None = None
         self.sessions = 0
@@ -76,7 +77,7 @@ class World:
         self, known: Peer, resolver: object, *, avoid: object = (), on_progress: object = None
     ) -> Contact:
         self.log.append(("contact", tuple(avoid)))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(self.delay)
         if self.error is not None:
             raise self.error
         addresses = [address for address in known.candidates if address not in self.refuses]
@@ -88,7 +89,11 @@ class World:
         tid, secret = bytes([self.sessions]) * 32, bytes([self.sessions + 100]) * 32
         self.secrets[tid] = secret
         return Contact(
-            b"handshake", Session(tid, bytearray(32), bytearray(32), bytearray(secret)), (str(address), 42424), address
+            b"handshake",
+            Session(tid, bytearray(32), bytearray(32), bytearray(secret)),
+            (str(address), 42424),
+            address,
+            2 * self.delay,
         )
 
     # -- the engine
@@ -153,7 +158,7 @@ class World:
             return
         tunnel.last_sent = now()
         if self.reachable:
-            asyncio.get_running_loop().call_later(0.01, self._serve, tid, packet)
+            asyncio.get_running_loop().call_later(self.delay, self._serve, tid, packet)
 
     def _serve(self, tid: bytes, packet: bytes) -> None:
         if not control.is_control(packet):
@@ -180,7 +185,7 @@ class World:
                 action()
 
         if self.reachable:
-            asyncio.get_running_loop().call_later(0.01, arrive)
+            asyncio.get_running_loop().call_later(self.delay, arrive)
 
     # -- the client service
 

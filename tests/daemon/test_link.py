@@ -421,7 +421,7 @@ def test_a_path_that_drops_large_packets_is_lived_with() -> None:
         world = World()
         await world.up()
         send = world.send_inner
-        world.send_inner = lambda tid, packet: send(tid, packet) if len(packet) <= 1200 else None
+        world.send_inner = lambda tid, packet, **_: send(tid, packet) if len(packet) <= 1200 else None
         assert world.link.upkeep is not None
         world.link.suspect(path=True)
         await world.run(30)

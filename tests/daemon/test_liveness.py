@@ -106,14 +106,14 @@ def test_a_suspicion_asks_at_once_and_waits_for_a_new_answer() -> None:
     world = World()
     world.run(5)
     world.received = world.now - 0.1  # that was before
-    world.liveness.suspect(world.now)
+    world.liveness.suspect()
     begin = world.now
     world.run(TICK)
     assert world.pings == [begin]
     world.run(60)
     assert world.lost is None
     world.answering = False
-    world.liveness.suspect(world.now)
+    world.liveness.suspect()
     begin = world.now
     world.run(60)
     assert world.lost is not None
@@ -126,7 +126,7 @@ def test_hints_do_not_put_the_verdict_off() -> None:
     world.answering = False
     begin = world.now
     while world.lost is None and world.now < begin + 60:
-        world.liveness.suspect(world.now)
+        world.liveness.suspect()
         world.run(TICK)
     assert world.lost is not None
     assert world.lost - begin <= liveness.SUSPECT_SECONDS + 2 * TICK
@@ -139,6 +139,6 @@ def test_a_peer_that_answers_is_never_given_up(course: list[tuple[float, bool, b
     for seconds, used, hint in course:
         world.used = used
         if hint:
-            world.liveness.suspect(world.now)
+            world.liveness.suspect()
         world.run(seconds, sending=seconds / 3)
     assert world.lost is None

@@ -7,9 +7,14 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+TURN_SECONDS = 1e-9
+
 
 class _JumpingSelector(selectors.EpollSelector):
-    """Instead of waiting it lets the time pass that the loop would have waited."""
+    """Instead of waiting it lets the time pass that the loop would have waited.
+
+    Each turn takes a moment all the same, or who waits for the rest of a time, too short for a float, would for ever.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -17,6 +22,7 @@ class _JumpingSelector(selectors.EpollSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
+        self.now += TURN_SECONDS
         if not ready and timeout is not None and timeout > 0:
             self.now += timeout
         elif not ready and timeout is None:
