@@ -257,7 +257,7 @@ class ServerService:
     def _evict(self, now: float) -> bool:
         """Put the longest idle tunnels aside, several at once; false if there are none."""
         idle = self._engine.longest_idle(1 + len(self._tenants) // EVICTED_PART)
-        farewell = control.encode([control.Bye(control.BYE_STOPPING)], self._own)
+        farewell = control.encode([control.Bye(control.BYE_MAKING_ROOM)], self._own)
         for tunnel in idle:
             self._counters["evicted"] += 1
             tenant = self._tenants.get(tunnel.tid)

@@ -306,7 +306,7 @@ def test_a_pqtun_client_is_told_to_come_back():
             engine.tunnels[session.tid] = replace(engine.tunnels[session.tid], last_used=engine.now + 1)
         engine.sent.clear()
         _, new = connect(service)
-        assert answers(engine, old.tid) == [control.Bye(0)]
+        assert answers(engine, old.tid) == [control.Bye(control.BYE_MAKING_ROOM)]
         assert set(engine.tunnels) == {*(session.tid for session in others), new.tid}
         assert not engine.cookies
 
