@@ -90,3 +90,16 @@ def test_resume_proof():
     proof = control.resume_proof(bytearray(range(32)), bytes(32))
     assert proof == hashlib.blake2b(bytes(32), key=bytes(range(32)), digest_size=64).digest()[:32]
     assert proof != hashlib.blake2b(bytes(32), key=bytes(range(32)), digest_size=32).digest()
+
+
+@pytest.mark.parametrize("kind", [2, 200])  # known or not
+def test_only_so_many_items_are_looked_at(kind):
+    item = bytes([kind]) + b"\0\x08" + bytes(8)
+    for number in (control.MAX_ITEMS, control.MAX_ITEMS + 1):
+        packet = bytearray(control.encode([], SOURCE) + number * item)
+        packet[2:4] = len(packet).to_bytes(2, "big")
+        if number <= control.MAX_ITEMS:
+            assert control.parse(bytes(packet)) == [control.Ping(bytes(8))] * (number if kind == 2 else 0)
+        else:
+            with pytest.raises(MessageError):
+                control.parse(bytes(packet))
