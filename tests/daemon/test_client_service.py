@@ -1,9 +1,11 @@
 import asyncio
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, IPv6Network
 from types import SimpleNamespace
 
 import pytest
 
+from pqtun.daemon import client as client_module
 from pqtun.daemon import clock
 from pqtun.daemon.client import ClientService
 from pqtun.daemon.connector import ConnectError
@@ -14,7 +16,7 @@ from pqtun.dns.answer import DIRECT, Found, Private
 from pqtun.protocol import control
 from pqtun.protocol.names import Announcement
 from pqtun.protocol.private6 import address6
-from pqtun.pump.engine import Control, EngineStats, Roamed
+from pqtun.pump.engine import Control, EngineStats, Roamed, TunnelStats
 from tests.daemon.virtual import now, play
 
 OWN = IPv4Interface("10.43.0.1/16")
@@ -91,7 +93,7 @@ def test_one_packet_asks_for_one(tmp_path):
 
     def test(service, engine):
         RecordingLink(service)
-        pings = [control.Ping(number.to_bytes(8, "big")) for number in range(1000)]
+        pings = [control.Ping(number.to_bytes(8, "big")) for number in range(control.MAX_ITEMS)]
         asked = control.encode(pings, SERVER)
         service.handle(Control(TID, asked))
         ((tid, answer),) = engine.sent
@@ -213,3 +215,103 @@ def test_the_status_tells_of_the_key_cache(tmp_path):
         assert (said["key_cache"], said["dns"]) == ({"misses": 1}, {"udp_queries": 3})
 
     with_service(tmp_path, test)
+
+
+async def made(tmp_path, monkeypatch, **settings):
+    monkeypatch.setattr(clock, "boottime", now)
+    monkeypatch.setattr(clock, "wall", now)
+    service = ClientService(ClientSettings(state=tmp_path, **settings), Tun((), "pqtcli0", OWN), RecordingEngine())
+    service._connector = Refused()
+    return service
+
+
+async def closed(service):
+    service.failed.cancel()
+    await service.close()
+
+
+def test_a_fault_in_the_rounds_ends_the_service(tmp_path, monkeypatch):
+    """Without them nothing is kept up and nothing lost is replaced, and nobody would notice."""
+
+    async def scenario():
+        service = await made(tmp_path, monkeypatch)
+        service.address_of(found())
+        monkeypatch.setattr(client_module, "FLOWS_SECONDS", 1e9)  # a thread knows nothing of virtual time
+        monkeypatch.setattr(service._engine, "stats", lambda: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            await service.keep_up()
+        assert isinstance(service.failed.exception(), ZeroDivisionError)
+        await service.close()
+
+    play(scenario())
+
+
+def tunnel_stats(inner, *, sent=None, received=None, confirmed=True):
+    return TunnelStats(
+        TID, inner, (str(OTHER), 42424), 0, 0, now(), sent, received, None, confirmed, None, *(0,) * 4, {}
+    )
+
+
+@pytest.mark.parametrize(
+    ("received", "confirmed", "proven"), [(None, True, False), (0.0, False, False), (0.0, True, True)]
+)
+def test_a_peer_is_proven_by_what_comes_from_it(tmp_path, monkeypatch, received, confirmed, proven):
+    """What is sent, or comes from where it was not shown to be, proves no address."""
+
+    async def scenario():
+        service = await made(tmp_path, monkeypatch)
+        inner = service.address_of(found()).v4
+        when = None if received is None else now() + received
+        stats = EngineStats([tunnel_stats(inner, sent=now(), received=when, confirmed=confirmed)], {}, 0, 0, 0, 0)
+        monkeypatch.setattr(service._engine, "stats", lambda: stats)
+        service._round(now())
+        assert service._book.by_inner(inner).proven == proven
+        await closed(service)
+
+    play(scenario())
+
+
+def test_links_of_which_nothing_is_left_to_know_are_forgotten(tmp_path, monkeypatch):
+    """Anybody can have this host look up names without end."""
+
+    async def scenario():
+        service = await made(tmp_path, monkeypatch)
+        kept = service.address_of(found("pq1kept.example.net")).v4
+        for number in range(50):
+            service.address_of(found(f"pq1x{number}.example.net", real4=[OTHER + number]))
+        assert len(service._links) == 51
+        await asyncio.sleep(1)
+        service._connected = {kept}
+        for _ in range(20):
+            service._round(now())
+            await asyncio.sleep(client_module.NOTE_SECONDS)
+        assert set(service._links) == {kept}
+        await closed(service)
+
+    play(scenario())
+
+
+def test_servers_that_share_a_key_share_no_link(tmp_path, monkeypatch):
+    """Anybody can announce somebody else's key, and be given a private address that was another's before."""
+
+    async def scenario():
+        service = await made(tmp_path, monkeypatch)
+        inner = service.address_of(found()).v4
+        before, peer = service._links[inner], service._book.by_inner(inner)
+        assert service._link(replace(peer, addresses=(OTHER,))) is before
+        assert service._link(replace(peer, name="pq1x.example.org")) is not before
+        await closed(service)
+
+    play(scenario())
+
+
+def test_what_was_reached_directly_is_forgotten_in_time(tmp_path, monkeypatch):
+    async def scenario():
+        service = await made(tmp_path, monkeypatch, failure=(Rule("*", "direct"),), direct_minutes=5)
+        for number in range(50):
+            service.address_of(found(f"pq1x{number}.example.net", real4=[REAL + number]))
+            await asyncio.sleep(30)
+        assert 0 < len(service._direct) <= 11
+        await closed(service)
+
+    play(scenario())

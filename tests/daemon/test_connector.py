@@ -410,3 +410,17 @@ def test_connected_sockets(monkeypatch):
     with contextlib.suppress(OSError):
         connector.connected_socket(("::1", 1))
     assert [sock.fileno() for sock in opened] == [-1]
+
+
+def test_private_addresses_of_ours_are_never_asked(tmp_path):
+    async def test():
+        made = Connector(ServerKeyCache(tmp_path, 10), clock, lambda address: address == V4)
+        with Server(V4, OTHER4) as server:
+            contact = await made.contact(peer(server.port, V4, OTHER4, good=V4), None)
+            assert contact.address == OTHER4
+            assert 0 <= contact.round_trip < 10
+            assert server.at[V4].server.counters["ephemeral"] == 0
+            with pytest.raises(ConnectError):
+                await made.contact(peer(server.port, V4), None)
+
+    run(test)

@@ -1,6 +1,6 @@
 import asyncio
 import os
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 
 import dns.flags
 import dns.message
@@ -211,3 +211,24 @@ def test_addresses_that_no_single_host_has(text):
     assert not is_unicast(ip_address(text))
     assert is_unicast(V4)
     assert is_unicast(V6)
+
+
+def test_addresses_that_are_no_servers_are_left_out_wherever_they_come_from():
+    """Private ones, which stand for peers: a tunnel to one would lead through another tunnel, or itself."""
+    records = {(NAME, "A"): ["192.0.2.1", "10.43.0.7"]}
+    private = IPv4Address("10.43.0.9")
+
+    def is_private(address):
+        return address in IPv4Network("10.43.0.0/16")
+
+    async def test():
+        async with (
+            serving(Resolver(records)) as resolver,
+            Addresses(NAME, [private], resolver, settled=(), without=is_private) as addresses,
+        ):
+            assert addresses.known == ()
+            assert await all_known(addresses) == (IPv4Address("192.0.2.1"),)
+
+    asyncio.run(test())
+    ports = Ports(1, 2, (("10.43.0.7", 3), ("192.0.2.1", 4)))
+    assert ports.without(is_private) == Ports(1, 2, (("192.0.2.1", 4),))

@@ -232,3 +232,42 @@ def test_a_farewell(ends):
         assert ends.link.tid is None
 
     ends(scenario)
+
+
+@pytest.mark.parametrize("delay", [0.35, 0.7, 1.2])
+def test_long_round_trips(ends, delay):
+    """As over satellites: a first contact, ten minutes, a cut, and what follows a failure."""
+
+    async def scenario(ends):
+        ends.relay.delay = delay
+        ends.look_up()
+        assert await ends.say(every=5) < 20 * delay + 5  # the key of a megabyte with it
+        ends.connect()
+        await asyncio.sleep(600)
+        assert await ends.say(every=5) < 2 * delay + 0.1
+        ends.relay.cut = True
+        await asyncio.sleep(300)
+        ends.relay.cut = False
+        assert await ends.say(every=5) < 12 * delay + 5
+        assert len(ends.sources) == 1
+        await asyncio.sleep(150)
+        assert ends.tunnels() == (1, 1)
+
+    ends(scenario)
+
+
+def test_a_network_that_changes_all_the_time_keeps_up_nothing_that_nobody_uses(ends):
+    async def scenario(ends):
+        await connected(ends)
+        ends.disconnect()
+        await asyncio.sleep(65)
+        seen = len(ends.relay.seen)
+        for _ in range(30):
+            ends.client._network_changed()
+            await asyncio.sleep(10)
+        assert len(ends.relay.seen) == seen
+        assert ends.tunnels() == (0, 0)
+        assert await ends.say() < 3
+        assert len(ends.sources) == 1
+
+    ends(scenario)
