@@ -6,11 +6,12 @@ from typing import Final
 from pqtun.daemon.link import Link
 
 # Each attempt may hold a megabyte of a key and two sockets. An attempt at a server that answers takes few round trips.
+# So many are made at peers that there was a tunnel to before, and so many at others, who take no place of those.
 MAX_ATTEMPTS: Final = 32
 
 
 class Attempts:
-    """Has links connect. Beyond the bound the oldest attempt that nothing came of yet makes room.
+    """Has links connect. Beyond the bound the oldest attempt at a new peer that nothing came of yet makes room.
 
     A peer that there was a tunnel to before keeps its place, as does a download that moves.
     """
@@ -21,12 +22,13 @@ class Attempts:
 
     def want(self, link: Link) -> None:
         """Have a link connect if it should, soon if it does already. Where there is no room, its held packets fail."""
-        if not link.idle:
+        if not link.idle or link.refuses:
             link.want()
             return
         self._links = [other for other in self._links if not other.idle and other.state == "connecting"]
-        if len(self._links) >= MAX_ATTEMPTS:
-            oldest = next((other for other in self._links if not other.progress and not other.peer.proven), None)
+        alike = [other for other in self._links if other.peer.proven == link.peer.proven]
+        if len(alike) >= MAX_ATTEMPTS:
+            oldest = next((other for other in alike if not other.progress and not other.peer.proven), None)
             if oldest is None:
                 self._counters["attempts_full"] += 1
                 link.refuse()

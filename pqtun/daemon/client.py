@@ -236,7 +236,7 @@ class ClientService:
             self._looked = now
             try:
                 self._connected = await asyncio.to_thread(addresses_in_use, self._tun.address.network, self._network6)
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # RuntimeError: there are too many threads
                 self._connected = set()
                 self._events["flows_unknown"] += 1
                 log.debug("cannot list this host's connections: %s", error)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from itertools import count
 from math import inf
@@ -106,12 +107,17 @@ class Link:
         """Whether there is no attempt, and no tunnel that serves."""
         return self._task is None and (self.tid is None or self._lost is not None or self._replacing)
 
+    @property
+    def refuses(self) -> bool:
+        """Whether an attempt has failed just now, so that there is none yet."""
+        return self._clock() < self._not_before
+
     def want(self) -> None:
         """Begin to connect unless there is a tunnel that serves. A packet that waits hurries an attempt under way."""
         if self._task is not None:
             self._kick.set()
         elif self.idle:
-            if self._clock() < self._not_before:
+            if self.refuses:
                 self.refuse()
                 return
             if not self._replacing and (self.upkeep is None or self._tickets):
@@ -121,7 +127,7 @@ class Link:
 
     def found(self, peer: Peer, resolver: Address) -> None:
         """Take what a lookup says of the peer. What is new is tried at once, and with patience."""
-        if (peer.addresses, peer.announcement) != (self.peer.addresses, self.peer.announcement):
+        if set(peer.addresses) != set(self.peer.addresses) or peer.announcement != self.peer.announcement:
             self._failures, self._not_before = 0, 0.0
             self._kick.set()
         self.peer = peer
@@ -376,6 +382,7 @@ class Link:
 
     def _take(self, attempt: _Attempt) -> None:
         """The new tunnel is up."""
+        self.peer = replace(self.peer, good=attempt.address)
         self.error, self._failures = None, 0
         if self.upkeep is not None and not self._tickets and self._works_again(self.upkeep.tid):
             # The way there was interrupted, and connections live in the old tunnel only.

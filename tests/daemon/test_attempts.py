@@ -17,6 +17,7 @@ class FakeLink:
     idle: bool = True
     state: str = "idle"
     refused: bool = False
+    refuses: bool = False
     wanted: int = 0
     error: str | None = None
     peer: SimpleNamespace = field(init=False)
@@ -60,8 +61,28 @@ def test_the_oldest_makes_room():
 
 def test_what_moves_and_what_is_proven_stays():
     made = Attempts(Counter())
-    links = begun(made, [FakeLink(proven=True), FakeLink(progress=(1, 937)), FakeLink(), FakeLink()])
-    assert [link.state for link in links] == ["connecting", "connecting", "failed", "connecting"]
+    moving = [FakeLink(progress=(1, 937)) for _ in range(2)]
+    links = begun(made, [FakeLink(proven=True), *moving, FakeLink(), FakeLink()])
+    assert [link.state for link in links] == [*["connecting"] * 3, "failed", "connecting"]
+
+
+def test_new_peers_take_no_place_of_those_that_there_was_a_tunnel_to():
+    """Thirty-two names in a web page, with key servers that dribble, must not keep lost tunnels from coming back."""
+    counters = Counter()
+    made = Attempts(counters)
+    links = begun(made, [*(FakeLink(progress=(1, 937)) for _ in range(5)), *(FakeLink(proven=True) for _ in range(3))])
+    assert [link.state for link in links] == [*["connecting"] * 3, *["idle"] * 2, *["connecting"] * 3]
+    assert counters == {"attempts_full": 2}
+
+
+def test_one_that_begins_nothing_now_takes_nobodys_place():
+    """As after a failure, while a program sends on."""
+    made = Attempts(Counter())
+    links = begun(made, [FakeLink() for _ in range(3)])
+    failed = FakeLink(refuses=True)
+    for _ in range(10):
+        made.want(failed)
+    assert [link.state for link in links] == ["connecting"] * 3
 
 
 def test_no_room_at_all():

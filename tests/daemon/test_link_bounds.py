@@ -174,3 +174,37 @@ def test_what_is_remembered_and_for_how_long() -> None:
         assert not world.link._tickets
 
     play(scenario())
+
+
+def test_a_new_order_of_addresses_is_nothing_new() -> None:
+    """As DNS gives them in turns: a failure that is known is told soon all the same."""
+
+    async def scenario() -> None:
+        world = World()
+        world.error = ConnectError("wrong_key", "for certain")
+        world.link.want()
+        await world.until(lambda: world.link.state == "failed")
+        assert world.link.refuses
+        world.link.found(replace(world.link.peer, addresses=world.link.peer.addresses[::-1]), ("192.0.2.53", 53))
+        assert world.link.refuses
+        world.link.found(replace(world.link.peer, addresses=world.link.peer.addresses[1:]), ("192.0.2.53", 53))
+        assert not world.link.refuses
+
+    play(scenario())
+
+
+def test_where_there_was_a_tunnel_a_refusal_is_a_restart() -> None:
+    """Also if nobody has looked the name up since."""
+
+    async def scenario() -> None:
+        world = World()
+        await world.up()
+        world.error = ConnectError("network", "refused")
+        world.die()
+        world.link.want()
+        await asyncio.sleep(10)
+        assert world.link.state == "connecting"
+        world.error = None
+        await world.until(lambda: world.link.state == "up", 20)
+
+    play(scenario())
