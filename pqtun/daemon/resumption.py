@@ -1,6 +1,7 @@
 """Memory of what lets a new tunnel continue an old one (doc/protocol.md section 8, ``resume``). Pure."""
 
 from hmac import compare_digest
+from itertools import takewhile
 from typing import Final
 
 from pqtun.protocol.control import resume_proof
@@ -93,18 +94,9 @@ class ResumptionMemory:
 
     def expire(self, now: float) -> list[bytes]:
         """Erase what is too old; return the tunnels that died too long ago to be continued."""
-        while self._new:
-            tid, (_, since) = next(iter(self._new.items()))
-            if since + NEW_SECONDS > now:
-                break
+        expired = _since(self._gone, now - RESUMABLE_SECONDS)
+        for tid in [*expired, *_since(self._new, now - NEW_SECONDS)]:
             self.forget(tid)
-        expired = []
-        while self._gone:
-            tid, (_, since) = next(iter(self._gone.items()))
-            if since + RESUMABLE_SECONDS > now:
-                break
-            self.forget(tid)
-            expired.append(tid)
         return expired
 
     def erase(self) -> None:
@@ -118,3 +110,8 @@ class ResumptionMemory:
             entry = self._gone.get(tid) or self._new.get(tid)
             secret = None if entry is None else entry[0]
         return secret
+
+
+def _since(entries: dict[bytes, tuple[bytearray, float]], before: float) -> list[bytes]:
+    """Return those from the beginning that are as old. Who takes the first from a dict ever again looks at all gaps."""
+    return [tid for tid, _ in takewhile(lambda entry: entry[1][1] <= before, entries.items())]

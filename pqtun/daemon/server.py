@@ -20,6 +20,7 @@ from pqtun.daemon.rundir import RunDirectory
 from pqtun.daemon.settings import MIN_MTU, ServerSettings
 from pqtun.daemon.supervisor import prepare, supervise
 from pqtun.daemon.tenants import Tenant, Tenants
+from pqtun.daemon.waiting import Waiting
 from pqtun.keys.directory import LongTermKey, open_key_files
 from pqtun.keys.ring import EphemeralRing
 from pqtun.keyserver.admission import Admission
@@ -45,9 +46,6 @@ from pqtun.pump.engine import (
     Roamed,
     Wanted,
 )
-
-# As many as PQConnect takes (its MAX_CONNS), and as the usual /16 has addresses.
-MAX_TUNNELS: Final = 65_536
 
 # Where no address is free, the oldest tunnel that nothing was heard in goes first, for a handshake costs nobody
 # anything; but a client may take so many seconds to say its first word.
@@ -77,6 +75,7 @@ class ServerService:
         self._resumption = ResumptionMemory()
         self._cookies = CookieKeys()
         self._confirmations = Confirmations()
+        self._waiting = Waiting()
         self._behind_packets = behind_packets(engine)
         self._counters: Counter[str] = Counter()
         features = control.FEATURE_RESUME
@@ -115,7 +114,11 @@ class ServerService:
         """Do what is due."""
         self._ring.expire()
         for tid in [*self._cookies.expire(now), *self._resumption.expire(now)]:
-            self._tenants.give_up(tid)
+            self._give_up(tid)
+        for inner in self._waiting.quiet(now):
+            self._engine.drop_held(inner, unreachable=False)
+        for inner in self._waiting.unsure(now):
+            self._engine.hold(inner, report=True)
         for tid, token, endpoint in self._confirmations.due(now):
             self._send_question(tid, token, endpoint)
 
@@ -130,7 +133,9 @@ class ServerService:
                     self._counters[error.reason] += 1
             case Wanted(inner):
                 # Whoever has this address may be back soon; else nobody has it: a client that is gone, or never was.
-                if not self._tenants.is_reserved(inner):
+                if self._tenants.is_reserved(inner):
+                    self._waiting.wanted(inner, now)
+                else:
                     self._engine.drop_held(inner, unreachable=True)
             case Alive(tid):
                 tenant = self._tenants.get(tid)
@@ -221,6 +226,7 @@ class ServerService:
         session = Session(state.tid, state.send_root, state.recv_root, bytearray())
         try:
             inner = self._tenants.take_back(state.tid, source, now) or self._place(state.tid, source, now)
+            self._waiting.ended(inner)
             self._counters["cookie_accepted"] += 1
             self._engine.add_tunnel(session, inner, source, epoch=state.epoch + 1, confirmed=False)
         finally:
@@ -228,16 +234,14 @@ class ServerService:
 
     def _place(self, tid: bytes, source: Endpoint, now: float) -> IPv4Address:
         """Return an address for a new tunnel; others make room if they must. Raises MessageError."""
-        if len(self._tenants) >= MAX_TUNNELS and not self._drop_silent(now):
-            self._evict(now)
         inner = self._tenants.take(tid, source, now)
         while inner is None:
             gone = self._tenants.longest_gone()
-            if self._drop_silent(now):
+            if self._drop_silent(now) or self._drop_crowding():
                 pass
             elif gone is not None:
                 self._resumption.forget(gone)
-                self._tenants.give_up(gone)
+                self._give_up(gone)
                 self._counters["resume_address_taken"] += 1
             elif not self._evict(now):
                 raise MessageError("no_free_address")
@@ -252,6 +256,17 @@ class ServerService:
             return False
         self._remove(silent)
         self._counters["evicted"] += 1
+        return True
+
+    def _drop_crowding(self) -> bool:
+        """A source prefix that has more than its share makes room for all."""
+        oldest = self._tenants.crowding()
+        if oldest is None:
+            return False
+        if oldest in self._tenants:
+            self._engine.send_inner(oldest, control.encode([control.Bye(control.BYE_STOPPING)], self._own))
+        self._remove(oldest)
+        self._counters["evicted_crowd"] += 1
         return True
 
     def _evict(self, now: float) -> bool:
@@ -297,7 +312,14 @@ class ServerService:
         self._confirmations.forget(tid)
         self._resumption.forget(tid)
         self._tenants.release(tid)
+        self._give_up(tid)
+
+    def _give_up(self, tid: bytes) -> None:
+        """The address that waits for a tunnel may be another's next: what is held for the one is not for the other."""
+        inner = self._tenants.address(tid)
         self._tenants.give_up(tid)
+        if inner is not None and self._waiting.ended(inner):
+            self._engine.drop_held(inner, unreachable=True)
 
     # -- control packets -------------------------------------------------------------------------
 
@@ -343,7 +365,7 @@ class ServerService:
         if hello.features & control.FEATURE_RESUME:
             forgotten = self._resumption.keep(tid)
             if forgotten is not None:
-                self._tenants.give_up(forgotten)
+                self._give_up(forgotten)
                 self._counters["resume_full"] += 1
 
     def _resume(self, tid: bytes, tenant: Tenant, claims: list[control.Resume]) -> None:
@@ -357,6 +379,7 @@ class ServerService:
             inner = None if tenant.resumed else self._tenants.succeed(tid, claim.tid)
             if inner is not None:
                 self._engine.move_tunnel(tid, inner)
+                self._waiting.ended(inner)
                 self._counters["resumed"] += 1
             self._remove(claim.tid)
 

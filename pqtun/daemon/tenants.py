@@ -6,7 +6,17 @@ from ipaddress import IPv4Address, IPv4Interface
 from itertools import chain
 from typing import Final
 
+from pqtun.keyserver.admission import source_prefix
 from pqtun.pump.engine import Endpoint
+
+# As many as PQConnect takes (its MAX_CONNS), and as the usual /16 has addresses.
+MAX_TUNNELS: Final = 65_536
+
+# Of all tunnels that there may be, live or gone, so many may come from one source prefix before those make room for
+# others first. A handshake a hundredth of a second long is all that a tunnel costs: without this, one network would in
+# ten minutes have every client that is idle or asleep put out.
+PREFIX_PART: Final = 16
+PREFIX_LEAST: Final = 64  # in a small subnet: an office behind one address
 
 _FIRST_HOST: Final = 2
 
@@ -18,6 +28,7 @@ class Tenant:
     number: int  # of its address within the subnet: a third of the memory of an IPv4Address
     since: float
     source: Endpoint  # where its handshake came from
+    prefix: bytes  # of the source
     heard: bool = False  # whether a packet of it has authenticated
     pqtun: bool = False  # whether it said Hello, as PQConnect does not
     resumed: bool = False  # whether its address is that of a tunnel which it continues
@@ -29,15 +40,21 @@ class Tenants:
     The address of a tunnel that is gone may be reserved for the tunnel's return. All times are seconds of one clock.
     """
 
-    def __init__(self, own: IPv4Interface) -> None:
+    def __init__(self, own: IPv4Interface, limit: int = MAX_TUNNELS) -> None:
+        """``limit``: of tunnels that are live or have an address reserved, if the subnet has more addresses."""
         network = own.network
         self._network = int(network.network_address)
         own_number = int(own.ip) - self._network
+        self._limit = min(limit, network.num_addresses)
+        self._prefix_limit = max(self._limit // PREFIX_PART, PREFIX_LEAST)
+        self._by_prefix: dict[bytes, dict[bytes, None]] = {}  # tids, live or gone, oldest first
+        self._crowds: dict[bytes, None] = {}  # the prefixes that have too many
         numbers = chain(range(_FIRST_HOST, network.num_addresses - 1), range(1, _FIRST_HOST))
         self._never_used = (number for number in numbers if number != own_number)
         self._freed: deque[int] = deque()
         self._tenants: dict[bytes, Tenant] = {}
-        self._reserved: dict[bytes, int] = {}  # number by tid of the tunnel that is gone; longest gone first
+        # Number and prefix by tid of the tunnel that is gone; longest gone first.
+        self._reserved: dict[bytes, tuple[int, bytes]] = {}
         self._reserved_for: dict[int, bytes] = {}
         self._newcomers: deque[bytes] = deque()  # oldest first; the first one is silent, others may be heard or gone
 
@@ -63,15 +80,19 @@ class Tenants:
     def address(self, tid: bytes) -> IPv4Address | None:
         """Return the address of a live tunnel, or the one that is reserved for a tunnel that is gone."""
         tenant = self._tenants.get(tid)
-        number = self._reserved.get(tid) if tenant is None else tenant.number
-        return None if number is None else IPv4Address(self._network + number)
+        if tenant is not None:
+            return IPv4Address(self._network + tenant.number)
+        place = self._reserved.get(tid)
+        return None if place is None else IPv4Address(self._network + place[0])
 
     def is_reserved(self, address: IPv4Address) -> bool:
         """Whether the address waits for the return of its tunnel."""
         return int(address) - self._network in self._reserved_for
 
     def take(self, tid: bytes, source: Endpoint, now: float) -> IPv4Address | None:
-        """Give a new tunnel an address that nobody has a claim to; None if there is none."""
+        """Give a new tunnel an address that nobody has a claim to; None if there is none, or too many have one."""
+        if len(self._tenants) + len(self._reserved) >= self._limit:
+            return None
         number = next(self._never_used, None)
         if number is None and self._freed:
             number = self._freed.popleft()
@@ -85,6 +106,11 @@ class Tenants:
     def longest_gone(self) -> bytes | None:
         """Return the tunnel whose address has been reserved for longest."""
         return next(iter(self._reserved), None)
+
+    def crowding(self) -> bytes | None:
+        """Return the oldest tunnel, live or gone, of a source prefix that has too many; None if there is none."""
+        crowd = next(iter(self._crowds), None)
+        return None if crowd is None else next(iter(self._by_prefix[crowd]))
 
     def heard(self, tid: bytes) -> None:
         """Take note that a packet of a tunnel has authenticated."""
@@ -102,7 +128,11 @@ class Tenants:
         if tenant is None or tid == old:
             return None
         before = self._tenants.pop(old, None)
-        number = self._unreserve(old) if before is None else before.number
+        if before is None:
+            number = self._unreserve(old)
+        else:
+            number = before.number
+            self._leave(old, before.prefix)
         if number is None:
             return None
         self._freed.append(tenant.number)  # behind all others: its last packets may still be on their way
@@ -115,7 +145,7 @@ class Tenants:
         """A tunnel is gone and may come back: nobody else gets its address as long as there is another one."""
         tenant = self._tenants.pop(tid, None)
         if tenant is not None:
-            self._reserved[tid] = tenant.number
+            self._reserved[tid] = tenant.number, tenant.prefix
             self._reserved_for[tenant.number] = tid
             self._drop_newcomers()
 
@@ -123,6 +153,7 @@ class Tenants:
         """Free the address of a live tunnel that is gone for good."""
         tenant = self._tenants.pop(tid, None)
         if tenant is not None:
+            self._leave(tid, tenant.prefix)
             self._freed.append(tenant.number)
             self._drop_newcomers()
 
@@ -139,14 +170,30 @@ class Tenants:
         return self._newcomers[0]
 
     def _enter(self, tid: bytes, number: int, source: Endpoint, now: float) -> IPv4Address:
-        self._tenants[tid] = Tenant(number, now, source)
+        prefix = source_prefix(source[0])
+        self._tenants[tid] = Tenant(number, now, source, prefix)
         self._newcomers.append(tid)
+        neighbours = self._by_prefix.setdefault(prefix, {})
+        neighbours[tid] = None
+        if len(neighbours) > self._prefix_limit:
+            self._crowds[prefix] = None
         return IPv4Address(self._network + number)
 
+    def _leave(self, tid: bytes, prefix: bytes) -> None:
+        neighbours = self._by_prefix[prefix]
+        del neighbours[tid]
+        if len(neighbours) <= self._prefix_limit:
+            self._crowds.pop(prefix, None)
+        if not neighbours:
+            del self._by_prefix[prefix]
+
     def _unreserve(self, tid: bytes) -> int | None:
-        number = self._reserved.pop(tid, None)
-        if number is not None:
-            del self._reserved_for[number]
+        place = self._reserved.pop(tid, None)
+        if place is None:
+            return None
+        number, prefix = place
+        del self._reserved_for[number]
+        self._leave(tid, prefix)
         return number
 
     def _drop_newcomers(self) -> None:

@@ -40,6 +40,7 @@ class RecordingEngine:
         self.epochs = {}
         self.sent = []
         self.dropped = []
+        self.held = []
         self.expected = []
         self.mtus = {}
         self.cookies = {}
@@ -48,6 +49,9 @@ class RecordingEngine:
 
     def drop_held(self, inner, *, unreachable):
         self.dropped.append((inner, unreachable))
+
+    def hold(self, inner, *, report=False):
+        self.held.append((inner, report))
 
     def start(self, listener):
         self.listener = listener

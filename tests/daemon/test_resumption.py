@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from pqtun.daemon.resumption import NEW_SECONDS, RESUMABLE_SECONDS, ResumptionMemory
@@ -125,3 +127,17 @@ def test_erase_leaves_nothing():
     memory.erase()
     assert everything == [bytes(32)] * 3
     assert len(memory) == 0
+
+
+def test_many_that_died_together_expire_in_one_look():
+    """A cut of the server's own line ends all tunnels within seconds, and a day later all are forgotten."""
+    memory = ResumptionMemory()
+    tids = [number.to_bytes(32, "big") for number in range(65_536)]
+    for tid in tids:
+        memory.offer(tid, bytes(32), 0.0)
+        memory.keep(tid)
+    for tid in tids:
+        memory.died(tid, 0.0)
+    began = time.process_time()
+    assert memory.expire(RESUMABLE_SECONDS) == tids
+    assert time.process_time() - began < 1  # 2.5 s where each look at the first passes over all that were

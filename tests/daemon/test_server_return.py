@@ -12,6 +12,7 @@ from pqtun.protocol import control
 from pqtun.protocol.constants import COOKIE_LIFETIME
 from pqtun.pump import icmp
 from pqtun.pump.engine import Alive, Control, Datagram, Dead, Roamed, Wanted
+from pqtun.pump.limits import HELD_SECONDS
 from tests.daemon.serving import (
     CLIENT,
     COOKIE_EPOCH,
@@ -181,6 +182,75 @@ def test_packets_to_a_client_that_may_return_are_held():
         die(service, engine, old)
         service.handle(Wanted(FIRST))
         assert engine.dropped == []
+
+    with_service(test)
+
+
+def test_what_is_held_for_one_client_does_not_reach_the_next():
+    """Nor are its senders left without an answer once the address is nobody's."""
+
+    def test(service, engine):
+        for gone_for_good in (False, True):
+            old = greeted(service, engine)
+            inner = engine.tunnels[old.tid].inner
+            die(service, engine, old)
+            service.handle(Wanted(inner))
+            engine.dropped.clear()
+            if gone_for_good:
+                engine.now += RESUMABLE_SECONDS
+                service.expire(engine.now)
+            else:
+                tids = [connect(service)[1].tid for _ in range(5)]
+                assert engine.tunnels[tids[-1]].inner == inner
+            assert engine.dropped == [(inner, True)]
+            engine.dropped.clear()
+            engine.now += HELD_SECONDS
+            service.expire(engine.now)
+            assert (engine.held, engine.dropped) == ([], [])
+
+    with_service(test)
+
+
+def test_an_address_that_nothing_is_sent_to_is_not_held_for():
+    """The engine holds for some addresses only, and the clients that are away may be many."""
+
+    def test(service, engine):
+        die(service, engine, greeted(service, engine))
+        for _ in range(3):
+            service.handle(Wanted(FIRST))
+            engine.now += HELD_SECONDS
+            service.expire(engine.now)
+            assert engine.held.pop() == (FIRST, True)
+            assert engine.dropped == []
+        engine.now += HELD_SECONDS
+        service.expire(engine.now)
+        assert engine.dropped == [(FIRST, False)]
+
+    with_service(test)
+
+
+@pytest.mark.parametrize("pqtun", [False, True])
+def test_a_client_that_is_back_gets_what_was_held(pqtun):
+    """The engine has sent it, and there is nothing to be held or dropped any more."""
+
+    def test(service, engine):
+        old = greeted(service, engine) if pqtun else fill(service, engine)[0]
+        if pqtun:
+            die(service, engine, old)
+        else:
+            service._evict(engine.now)
+        service.handle(Wanted(FIRST))
+        if pqtun:
+            greeted(service, engine, source=SOURCE)
+            _, new = connect(service)
+            said(service, new.tid, HELLO, resume(old, new))
+        else:
+            service.handle(Datagram(engine.cookies[old.tid], SOURCE))
+        assert engine.tunnels[new.tid if pqtun else old.tid].inner == FIRST
+        for _ in range(3):
+            engine.now += HELD_SECONDS
+            service.expire(engine.now)
+        assert (engine.held, engine.dropped) == ([], [])
 
     with_service(test)
 

@@ -1,16 +1,17 @@
 import asyncio
 import time
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from unittest.mock import patch
 
 import pytest
 
 from pqtun.daemon import server
+from pqtun.daemon.tenants import PREFIX_LEAST, Tenants
 from pqtun.protocol import control
 from pqtun.protocol.handshake import initiate
 from pqtun.pump.engine import Alive, Control, Datagram, Dead, Failed, Wanted
-from tests.daemon.serving import CLIENT, SOURCE, answers, connect, ephemeral, greeted, said, with_service
+from tests.daemon.serving import CLIENT, SOURCE, answers, connect, ephemeral, greeted, resume, said, with_service
 from tests.protocol.vectors import public_key, secret_key
 
 
@@ -107,15 +108,51 @@ def test_who_has_had_no_time_to_speak_keeps_the_address():
     with_service(test)
 
 
-def test_no_more_tunnels_than_the_bound(monkeypatch):
-    monkeypatch.setattr(server, "MAX_TUNNELS", 3)
-
+def test_no_more_tunnels_than_the_bound():
     def test(service, engine):
+        service._tenants = Tenants(IPv4Interface("10.42.0.1/16"), limit=3)
         tids = [connect(service)[1].tid for _ in range(5)]
         assert set(engine.tunnels) == set(tids[2:])
         assert service.status()["handshakes"]["evicted"] == 2
 
     with_service(test, "10.42.0.1/16")
+
+
+def test_one_network_puts_nobody_else_out():
+    """Its clients all say a word, so that none of them is silent. The others are idle, asleep, or just connected."""
+
+    def test(service, engine):
+        idle = greeted(service, engine, source=("198.51.100.1", 1))
+        asleep = greeted(service, engine, source=("198.51.100.2", 2))
+        engine.remove_tunnel(asleep.tid)
+        service.handle(Dead(asleep.tid))
+        engine.now += 1
+        many = [greeted(service, engine, source=(f"203.0.113.{number % 256}", number)) for number in range(400)]
+        late = greeted(service, engine, source=("198.51.100.3", 3))
+        assert idle.tid in engine.tunnels
+        assert service.status()["reserved_addresses"] == 1
+        assert many[-1].tid in engine.tunnels
+        assert late.tid in engine.tunnels
+        new = greeted(service, engine, source=("198.51.100.2", 2))
+        assert service.status()["handshakes"]["evicted_crowd"] == 400 + 4 - 253
+        said(service, new.tid, resume(asleep, new))
+        assert str(engine.tunnels[new.tid].inner) == "10.42.0.3"
+
+    with_service(test, "10.42.0.1/24")
+
+
+def test_a_network_with_its_share_waits_for_nobody_else():
+    def test(service, engine):
+        first = greeted(service, engine, source=("198.51.100.1", 1))
+        for number in range(252):
+            greeted(service, engine, source=(f"203.0.{number % 4}.1", number))
+            engine.now += 1
+        greeted(service, engine, source=("203.0.0.1", 1))
+        assert PREFIX_LEAST > 253 / 4
+        assert first.tid not in engine.tunnels  # the longest idle
+        assert "evicted_crowd" not in service.status()["handshakes"]
+
+    with_service(test, "10.42.0.1/24")
 
 
 def test_nothing_to_evict_is_no_endless_search():

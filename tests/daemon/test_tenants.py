@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from pqtun.daemon.tenants import Tenants
+from pqtun.daemon.tenants import PREFIX_LEAST, Tenants
 
 SOURCE = ("192.0.2.9", 42423)
 
@@ -114,6 +114,48 @@ def test_what_is_long_gone_is_not_remembered():
         take(tenants, bytes([number % 256]))
         tenants.release(bytes([number % 256]))
     assert len(tenants._newcomers) == 0
+
+
+def test_live_and_gone_tunnels_together_are_bounded():
+    tenants = Tenants(IPv4Interface("10.42.0.1/16"), limit=3)
+    for tid in (b"a", b"b", b"c"):
+        assert take(tenants, tid) is not None
+    tenants.reserve(b"a")
+    assert take(tenants, b"d") is None
+    tenants.take_back(b"a", SOURCE, 0.0)
+    assert take(tenants, b"d") is None
+    tenants.release(b"b")
+    assert take(tenants, b"d") is not None
+
+
+def test_the_oldest_of_a_prefix_that_has_too_many():
+    tenants = Tenants(IPv4Interface("10.42.0.1/24"))
+    tenants.take(b"neighbour", ("192.0.3.9", 1), 0.0)
+    tids = [bytes([number]) for number in range(PREFIX_LEAST + 2)]
+    for number, tid in enumerate(tids):
+        assert tenants.crowding() == (tids[0] if number > PREFIX_LEAST else None)
+        tenants.take(tid, (f"192.0.2.{number}", number), 0.0)
+    tenants.reserve(tids[0])  # which changes nothing: it has an address still
+    assert tenants.crowding() == tids[0]
+    tenants.give_up(tids[0])
+    assert tenants.crowding() == tids[1]
+    assert tenants.succeed(tids[5], tids[1]) is not None
+    assert tenants.crowding() is None
+    tenants.take(b"one more", SOURCE, 0.0)
+    assert tenants.crowding() == tids[2]
+    tenants.release(tids[9])
+    assert tenants.crowding() is None
+
+
+def test_who_is_gone_leaves_nothing():
+    tenants = Tenants(IPv4Interface("10.42.0.1/24"))
+    for number in range(200):
+        take(tenants, bytes([number]))
+        tenants.reserve(bytes([number]))
+    for number in range(200):
+        tenants.give_up(bytes([number]))
+    assert not tenants._by_prefix
+    assert not tenants._crowds
 
 
 class Addresses(RuleBasedStateMachine):
