@@ -59,7 +59,7 @@ class Watch:
             self.memory.setdefault(key, []).append((age, memory(process.pid).rss))
             try:
                 peers = status(daemon)["peers"]
-            except Exception:  # noqa: BLE001 -- it has been killed between the two looks
+            except LabError:  # it has been killed between the two looks
                 continue
             for peer in peers:
                 self._look_at(daemon.role, peer)

@@ -18,6 +18,7 @@ from typing import Any
 
 from pqtun.daemon.control import ask
 from pqtun.protocol import private6
+from pqtun.protocol.errors import UserError
 from pqtun.protocol.names import make_label, parse_name
 from tests.net import pqtun
 from tests.net.lab import SERVER4, SERVER6, Conditions, Lab, standard_topology
@@ -120,8 +121,13 @@ class Stage:
 
 
 def status(daemon: Daemon) -> dict[str, Any]:
-    """Its status over the control socket, without a program to be started for it."""
-    return ask(daemon.run_directory, daemon.role, {"op": "status"})
+    """Its status over the control socket, without a program to be started for it; LabError with its output if none."""
+    try:
+        return ask(daemon.run_directory, daemon.role, {"op": "status"})
+    except UserError as error:
+        ended = daemon.process.returncode if daemon.process is not None else None
+        output = daemon.process.output()[-4000:] if daemon.process is not None else ""
+        raise LabError(f"{error}\nexit code {ended}\n{output}") from None
 
 
 def devices(lab: Lab, ns: str) -> set[str]:

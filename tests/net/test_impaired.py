@@ -122,7 +122,7 @@ def test_500_packets_lost_in_a_row(stage: Stage, wire: Wire) -> None:
         lost = wire.counters(towards).get("burst", 0)
         wire.lose_next(500, towards)
         pings(stage, 450)  # no queue on the way overflows
-        assert pings(stage, 150) in range(95, 101)
+        assert pings(stage, 150) in range(95, 115)  # among the lost are some of the daemons' own
         assert wire.counters(towards)["burst"] == lost + 500
     assert tunnel(stage.client)["age"] >= age
 
