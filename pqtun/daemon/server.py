@@ -82,7 +82,8 @@ class ServerService:
         if tun.address6 is not None and settings.deliver_to is None:
             features |= control.FEATURE_IPV6_INSIDE
         self._hello = control.Hello(control.PROTOCOL_VERSION, features, tun.mtu)
-        self.key_server = KeyServer(KeyTree(key.public), self._ring, Admission(), engine.expect)
+        admission = Admission(settings.handshakes_per_prefix)
+        self.key_server = KeyServer(KeyTree(key.public), self._ring, admission, engine.expect)
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def start(self) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 
 from pqtun.keyserver.limits import (
     EPHEMERAL_BURST,
+    EPHEMERAL_PER_HANDSHAKE,
     EPHEMERAL_RATE,
     IPV4_PREFIX_BYTES,
     IPV6_PREFIX_BYTES,
@@ -21,6 +22,7 @@ from pqtun.keyserver.limits import (
     STATIC_BURST,
     STATIC_RATE,
 )
+from pqtun.pump.limits import HANDSHAKES_PER_PREFIX
 
 _SLOT_BYTES: Final = 8
 
@@ -28,11 +30,14 @@ _SLOT_BYTES: Final = 8
 class Admission:
     """Token buckets. ``now`` is in seconds, of one clock that never goes back."""
 
-    def __init__(self, slots: int = PREFIX_SLOTS) -> None:
+    def __init__(self, handshakes_per_prefix: float = HANDSHAKES_PER_PREFIX, slots: int = PREFIX_SLOTS) -> None:
+        """``handshakes_per_prefix``: so many a second are looked at."""
         self._key = secrets.token_bytes(16)
         self._slots = slots
         self._tokens = array("d", [PREFIX_BURST]) * slots
         self._filled = array("d", [0.0]) * slots
+        # What an ephemeral key takes of a prefix's tokens, of which one is a static answer.
+        self._ephemeral_price = max(PREFIX_RATE / (EPHEMERAL_PER_HANDSHAKE * handshakes_per_prefix), 1.0)
         self._static = _Bucket(STATIC_RATE, STATIC_BURST)
         self._ephemeral = _Bucket(EPHEMERAL_RATE, EPHEMERAL_BURST)
 
@@ -41,17 +46,17 @@ class Admission:
 
         Ephemeral keys have a share of their own: who knows the long-term key can connect while others download.
         """
-        if not self._prefix(source_prefix(host), now):
+        if not self._prefix(source_prefix(host), now, self._ephemeral_price if ephemeral else 1.0):
             return "prefix_limit"
         return None if (self._ephemeral if ephemeral else self._static).take(now) else "limit"
 
-    def _prefix(self, prefix: bytes, now: float) -> bool:
+    def _prefix(self, prefix: bytes, now: float, price: float) -> bool:
         digest = blake2b(prefix, digest_size=_SLOT_BYTES, key=self._key).digest()
         slot = int.from_bytes(digest, "big") % self._slots
         tokens = min(PREFIX_BURST, self._tokens[slot] + (now - self._filled[slot]) * PREFIX_RATE)
         self._filled[slot] = now
-        self._tokens[slot] = tokens - 1 if tokens >= 1 else tokens
-        return tokens >= 1
+        self._tokens[slot] = tokens - price if tokens >= price else tokens
+        return tokens >= price
 
 
 class _Bucket:

@@ -31,6 +31,10 @@ STATIC_BURST: Final = 16_000.0
 EPHEMERAL_RATE: Final = 4000.0
 EPHEMERAL_BURST: Final = 4000.0
 
+# A prefix gets as many times the ephemeral keys that its handshakes may need: some are lost, and clients that race the
+# addresses of a server ask more than one. More would be for nothing but to keep others from theirs.
+EPHEMERAL_PER_HANDSHAKE: Final = 2.0
+
 # --- the client's socket ---
 
 # Asked of the kernel (SO_RCVBUF), which may grant less: the largest burst (MAX_WINDOW) with its bookkeeping.

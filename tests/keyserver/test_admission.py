@@ -64,6 +64,17 @@ def test_a_greedy_prefix_takes_nothing_of_the_others():
     assert admission.refusal("198.51.100.1", ephemeral=True, now=1001.0) is None
 
 
+@pytest.mark.parametrize(("per_prefix", "burst"), [(100, PREFIX_BURST // 15), (1000, PREFIX_BURST // 1.5), (1e6, 4000)])
+def test_a_prefix_gets_ephemeral_keys_for_twice_its_handshakes(per_prefix, burst):
+    """Else two of them could take all that there are, and nobody else begin a tunnel."""
+    admission = Admission(per_prefix)
+    given, _ = admitted(admission, ["192.0.2.1"], 1000.0, ephemeral=True)
+    assert given == min(burst, EPHEMERAL_BURST)
+    admitted(admission, ["192.0.2.1"], 1000.0)  # nothing is left of the burst
+    given, _ = admitted(admission, ["192.0.2.1"], 1001.0, ephemeral=True)
+    assert given == pytest.approx(min(2 * per_prefix, PREFIX_RATE), abs=1)
+
+
 def test_prefixes_share_a_fixed_table():
     admission = Admission(slots=1)
     assert admitted(admission, ["192.0.2.1"], 1000.0) == (PREFIX_BURST, "prefix_limit")
