@@ -31,6 +31,10 @@ EPHEMERAL_SECONDS: Final = 20.0
 _IP_MTU: Final = 14
 _IPV6_MTU: Final = 24
 
+# This host has no way to the address: it is offline, say. That tells nothing about the server.
+_NO_ROUTE: Final = (errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+_LITTLE_SAID: Final = {"network": 1, "no_route": 2}
+
 Progress = Callable[[int, int], None]
 Address = Endpoint
 
@@ -93,28 +97,37 @@ class Connector:
         ``on_progress``: called with the parts of the long-term key that arrived and their number, if it is downloaded.
         Raises ConnectError.
         """
-        settled = {address.version for address in peer.addresses if address not in avoid}
-        refused: list[IPAddress] = []
         faults: list[ConnectError] = []
-        async with Addresses(peer.name, peer.candidates, resolver, settled=settled, without=self._is_own) as addresses:
-            ports = (await find_ports(peer.name, peer.port, peer.key_port, resolver)).without(self._is_own)
-            while True:
-                try:
-                    address, ephemeral = await race(
-                        addresses,
-                        lambda address: self._ephemeral(ports.key_server_of(address)),
-                        ConnectError,
-                        good=peer.good,
-                        avoid=avoid,
-                        without=refused,
-                    )
-                except LostError as lost:
-                    raise _most_telling([*faults, *lost.faults]) from None
-                try:
-                    return await self._begin(peer.keyhash, ports, address, ephemeral, on_progress)
-                except ConnectError as error:
-                    faults.append(error)
-                    refused.append(address)
+        contact: Contact | None = None
+        try:
+            settled = {address.version for address in peer.addresses if address not in avoid}
+            async with Addresses(
+                peer.name, peer.candidates, resolver, settled=settled, without=self._is_own
+            ) as addresses:
+                ports = (await find_ports(peer.name, peer.port, peer.key_port, resolver)).without(self._is_own)
+                refused: list[IPAddress] = []
+                while contact is None:
+                    try:
+                        address, ephemeral = await race(
+                            addresses,
+                            lambda address: self._ephemeral(ports.key_server_of(address)),
+                            ConnectError,
+                            good=peer.good,
+                            avoid=avoid,
+                            without=refused,
+                        )
+                    except LostError as lost:
+                        raise _most_telling([*faults, *lost.faults]) from None
+                    try:
+                        contact = await self._begin(peer.keyhash, ports, address, ephemeral, on_progress)
+                    except ConnectError as error:
+                        faults.append(error)
+                        refused.append(address)
+        except BaseException:
+            if contact is not None:  # cancelled while the lookups ended
+                contact.session.erase()
+            raise
+        return contact
 
     async def _ephemeral(self, key_server: Endpoint) -> _Ephemeral:
         """A key server's ephemeral keys. Raises ConnectError."""
@@ -163,8 +176,8 @@ class Connector:
 
 def _most_telling(faults: list[ConnectError]) -> ConnectError:
     """Of several addresses' faults the one to show: no way to one of them says little where there is one to another."""
-    found = [fault for fault in faults if fault.reason != "network"] or faults
-    return found[0] if found else ConnectError("no_address", "its name has no address in DNS")
+    silence = ConnectError("no_address", "its name has no address in DNS")
+    return min(faults, key=lambda fault: _LITTLE_SAID.get(fault.reason, 0), default=silence)
 
 
 @contextmanager
@@ -178,7 +191,8 @@ def _explained(key_server: Endpoint) -> Iterator[None]:
     except MessageError as error:
         raise ConnectError("bad_key", f"{name} sent an unusable key") from error
     except OSError as error:
-        raise ConnectError("network", f"{name}: {error.strerror or error}") from None
+        reason = "no_route" if error.errno in _NO_ROUTE else "network"
+        raise ConnectError(reason, f"{name}: {error.strerror or error}") from None
 
 
 def connected_socket(address: Endpoint) -> socket.socket:

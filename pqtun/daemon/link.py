@@ -62,7 +62,10 @@ class Link:
         index: dict[bytes, "Link"],
         failed: Callable[["Link"], None],
     ) -> None:
-        """``index``: the link enters its tunnels there, by id. ``failed``: called when a series of attempts has."""
+        """``index``: the link enters its tunnels there, by id.
+
+        ``failed``: called when a series of attempts has, unless this host had no route to try them on.
+        """
         self.peer = peer
         self.upkeep: Upkeep | None = None  # of the tunnel that is up, or was until it fell silent
         self.error: str | None = None
@@ -277,7 +280,8 @@ class Link:
             log.error("connecting to %s failed", self.peer.name, exc_info=error)
         self._fail(str(error) if isinstance(error, ConnectError) else f"internal error ({type(error).__name__})")
         log.warning("no tunnel to %s: %s", self.peer.name, self.error)
-        if self.state == "failed":  # else the one to be replaced serves still
+        offline = isinstance(error, ConnectError) and error.reason == "no_route"
+        if self.state == "failed" and not offline:  # else the tunnel to be replaced serves still
             self._failed(self)
 
     def _fail(self, why: str) -> None:
@@ -312,7 +316,9 @@ class Link:
 
     def _worth_repeating(self, error: ConnectError) -> bool:
         """Silence may end. What a server says may too, where there was a tunnel: it is being restarted."""
-        return error.reason in ("no_answer", "handshake") or (error.reason == "network" and self.peer.proven)
+        if error.reason in ("no_answer", "handshake"):
+            return True
+        return error.reason in ("network", "no_route") and self.peer.proven
 
     async def _wait(self, pause: float) -> None:
         """Wait until the next attempt, which a packet that a program sends brings forward."""

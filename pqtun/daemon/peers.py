@@ -254,6 +254,8 @@ class PeerBook:
                 *(_of_family(4, found.addresses) if given4 is None else given4),
                 *(_of_family(6, found.addresses) if given6 is None else given6),
             )
+            if set(addresses) == set(found.addresses):
+                addresses = found.addresses  # DNS gives them in turns; that is nothing to write down
             peer = replace(found, addresses=addresses, port=announcement.port, key_port=announcement.key_port)
         else:
             peer = found

@@ -58,7 +58,7 @@ class Upkeep:
         self._engine = engine
         self._own = own
         self._clock = clock
-        self._liveness = Liveness(clock(), patient=True)
+        self._liveness = self._new_liveness()
         self._hellos = HELLOS
         self._hello_at = clock() + HELLO_INTERVAL
         self._moved: Endpoint | None = None
@@ -78,7 +78,7 @@ class Upkeep:
         if self.hello is not None:
             return False
         self.hello = hello
-        self._liveness = Liveness(self._clock(), patient=not hello.features & control.FEATURE_RESUME)
+        self._liveness = self._new_liveness()
         self._path = self._new_path()
         self._note_mtu(tell=False)
         return True
@@ -112,9 +112,7 @@ class Upkeep:
 
     def recovered(self) -> None:
         """The peer was taken to be out of reach, and is not."""
-        self._liveness = Liveness(
-            self._clock(), patient=self.hello is None or not self.hello.features & control.FEATURE_RESUME
-        )
+        self._liveness = self._new_liveness()
         self._path.check(self._clock())
 
     def tick(self, stats: TunnelStats, *, used: bool) -> bool:
@@ -151,6 +149,10 @@ class Upkeep:
         else:
             packet = echo_request(self._own.address, token, size)
         self._engine.send_inner(self.tid, packet, only=endpoint)
+
+    def _new_liveness(self) -> Liveness:
+        resumable = self.hello is not None and self.hello.features & control.FEATURE_RESUME
+        return Liveness(self._clock(), patient=not resumable)
 
     def _new_path(self) -> PathMtu:
         wanted = self._own.mtu if self.hello is not None else min(self._own.mtu, PQCONNECT_MTU)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import subprocess
@@ -422,5 +423,54 @@ def test_private_addresses_of_ours_are_never_asked(tmp_path):
             assert server.at[V4].server.counters["ephemeral"] == 0
             with pytest.raises(ConnectError):
                 await made.contact(peer(server.port, V4), None)
+
+    run(test)
+
+
+def test_a_session_that_nobody_gets_is_erased(made, monkeypatch):
+    """The attempt is given up while the lookups end."""
+    sessions = []
+    begin = connector.initiate
+
+    def initiate(*keys):
+        datagram, session = begin(*keys)
+        sessions.append(session)
+        asyncio.get_running_loop().call_soon(task.cancel)
+        return datagram, session
+
+    monkeypatch.setattr(connector, "initiate", initiate)
+
+    async def test():
+        nonlocal task
+        with Server(V4) as server:
+            async with serving(Resolver({}, lost=99)) as resolver:
+                task = asyncio.ensure_future(made.contact(peer(server.port, V4), resolver))
+                await asyncio.wait([task])
+                await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()})  # the lookups
+        assert task.cancelled()
+        assert len(sessions) == 1
+        assert not any(sessions[0].send_root)
+        assert not any(sessions[0].resume_secret)
+
+    task = None
+    run(test)
+
+
+def test_no_route_and_no_server_are_told_apart(made, monkeypatch):
+    """The one tells nothing about the server, least of all where another address was refused."""
+    connected = connector.connected_socket
+
+    def without_ipv6(address):
+        if ip_address(address[0]).version == 6:
+            raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+        return connected(address)
+
+    monkeypatch.setattr(connector, "connected_socket", without_ipv6)
+
+    async def test():
+        for addresses, reason in (([V6], "no_route"), ([OTHER4], "network"), ([V6, OTHER4], "network")):
+            with pytest.raises(ConnectError) as caught:
+                await made.contact(peer(1, *addresses), None)
+            assert caught.value.reason == reason
 
     run(test)

@@ -208,3 +208,25 @@ def test_where_there_was_a_tunnel_a_refusal_is_a_restart() -> None:
         await world.until(lambda: world.link.state == "up", 20)
 
     play(scenario())
+
+
+def test_a_host_that_is_offline_learns_nothing_about_the_server() -> None:
+    """Where programs may go without a tunnel after a failure, they do not for minutes after each walk out of reach."""
+
+    async def scenario() -> None:
+        world = World()
+        for reason, failures in (("no_route", 0), ("network", 1)):
+            world.error = ConnectError(reason, "no way")
+            world.link.want()
+            await world.until(lambda: world.link.state == "failed")
+            assert world.failures == failures
+            await asyncio.sleep(5)
+        world.error = None
+        await world.up()
+        world.error = ConnectError("no_route", "no way")
+        world.die()
+        world.link.want()
+        await asyncio.sleep(10)
+        assert world.link.state == "connecting"
+
+    play(scenario())

@@ -55,6 +55,14 @@ def test_a_server_that_moved_keeps_its_private_address(book):
     assert moved.addresses == (B,)
 
 
+def test_a_new_order_of_addresses_is_not_written_down(book):
+    first = book.met(KEY, "pq1k.example.net", [A, B], [A6, B6], nobody)
+    book._db.close()
+    for real4, real6 in (([B, A], None), ([A, B], [B6, A6]), (None, [A6, B6])):
+        assert book.met(KEY, "pq1k.example.net", real4, real6, nobody) == first
+    assert not book._save_failed
+
+
 def test_where_there_was_a_tunnel_stays_a_candidate(book):
     first = book.met(KEY, "pq1k.example.net", [A], None, nobody)
     assert first.candidates == (A,)
