@@ -24,6 +24,7 @@ from pqtun.daemon.waiting import Waiting
 from pqtun.keys.directory import LongTermKey, open_key_files
 from pqtun.keys.ring import EphemeralRing
 from pqtun.keyserver.admission import Admission
+from pqtun.keyserver.limits import EPHEMERAL_PER_HANDSHAKE
 from pqtun.keyserver.server import KeyServer, KeyServerSocket
 from pqtun.protocol import control, cookie, handshake
 from pqtun.protocol.base32 import encode
@@ -82,7 +83,7 @@ class ServerService:
         if tun.address6 is not None and settings.deliver_to is None:
             features |= control.FEATURE_IPV6_INSIDE
         self._hello = control.Hello(control.PROTOCOL_VERSION, features, tun.mtu)
-        admission = Admission(settings.handshakes_per_prefix)
+        admission = Admission(EPHEMERAL_PER_HANDSHAKE * settings.handshakes_per_prefix)
         self.key_server = KeyServer(KeyTree(key.public), self._ring, admission, engine.expect)
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

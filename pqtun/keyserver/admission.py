@@ -12,7 +12,6 @@ from typing import Final
 
 from pqtun.keyserver.limits import (
     EPHEMERAL_BURST,
-    EPHEMERAL_PER_HANDSHAKE,
     EPHEMERAL_RATE,
     IPV4_PREFIX_BYTES,
     IPV6_PREFIX_BYTES,
@@ -22,7 +21,6 @@ from pqtun.keyserver.limits import (
     STATIC_BURST,
     STATIC_RATE,
 )
-from pqtun.pump.limits import HANDSHAKES_PER_PREFIX
 
 _SLOT_BYTES: Final = 8
 
@@ -30,14 +28,14 @@ _SLOT_BYTES: Final = 8
 class Admission:
     """Token buckets. ``now`` is in seconds, of one clock that never goes back."""
 
-    def __init__(self, handshakes_per_prefix: float = HANDSHAKES_PER_PREFIX, slots: int = PREFIX_SLOTS) -> None:
-        """``handshakes_per_prefix``: so many a second are looked at."""
+    def __init__(self, ephemeral_per_prefix: float = PREFIX_RATE, slots: int = PREFIX_SLOTS) -> None:
+        """``ephemeral_per_prefix``: of the answers to a prefix, so many a second may be ephemeral keys."""
         self._key = secrets.token_bytes(16)
         self._slots = slots
         self._tokens = array("d", [PREFIX_BURST]) * slots
         self._filled = array("d", [0.0]) * slots
         # What an ephemeral key takes of a prefix's tokens, of which one is a static answer.
-        self._ephemeral_price = max(PREFIX_RATE / (EPHEMERAL_PER_HANDSHAKE * handshakes_per_prefix), 1.0)
+        self._ephemeral_price = max(PREFIX_RATE / ephemeral_per_prefix, 1.0)
         self._static = _Bucket(STATIC_RATE, STATIC_BURST)
         self._ephemeral = _Bucket(EPHEMERAL_RATE, EPHEMERAL_BURST)
 

@@ -67,7 +67,7 @@ def test_a_greedy_prefix_takes_nothing_of_the_others():
 @pytest.mark.parametrize(("per_prefix", "burst"), [(100, PREFIX_BURST // 15), (1000, PREFIX_BURST // 1.5), (1e6, 4000)])
 def test_a_prefix_gets_ephemeral_keys_for_twice_its_handshakes(per_prefix, burst):
     """Else two of them could take all that there are, and nobody else begin a tunnel."""
-    admission = Admission(per_prefix)
+    admission = Admission(2 * per_prefix)
     given, _ = admitted(admission, ["192.0.2.1"], 1000.0, ephemeral=True)
     assert given == min(burst, EPHEMERAL_BURST)
     admitted(admission, ["192.0.2.1"], 1000.0)  # nothing is left of the burst
