@@ -141,8 +141,9 @@ class ClientService:
 
     def _goes_direct(self, peer: Peer) -> bool:
         server = peer.keyhash, peer.name
-        if self._direct.get(server, inf) <= clock.boottime():
-            del self._direct[server]
+        link = self._links.get(peer.inner)
+        if self._direct.get(server, inf) <= clock.boottime() or (link is not None and link.state == "up"):
+            self._direct.pop(server, None)
         return server in self._direct
 
     def handle(self, event: Event) -> None:
@@ -163,7 +164,11 @@ class ClientService:
             case Dead(tid) if tid in self._by_tid:
                 self._by_tid[tid].dead(tid)
             case Roamed(tid, endpoint) if tid in self._by_tid:
-                self._by_tid[tid].roamed(tid, endpoint)
+                if self.is_own(ip_address(endpoint[0])):  # through another tunnel: no tunnel may lead through one
+                    self._events["roamed_inside"] += 1
+                    self._by_tid[tid].ended(tid, resumable=False)
+                else:
+                    self._by_tid[tid].roamed(tid, endpoint)
             case Control(tid, packet) if tid in self._by_tid:
                 try:
                     self._control(tid, packet, self._by_tid[tid])

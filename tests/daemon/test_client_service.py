@@ -124,16 +124,18 @@ def test_what_the_tunnels_say_goes_to_their_links(tmp_path):
         service.handle(Control(b"x" * 32, good))
         service.handle(Control(TID, control.encode([hello, control.Pong(b"12345678")], SERVER)))
         service.handle(Roamed(TID, ("192.0.2.1", 1)))
+        service.handle(Roamed(TID, ("10.43.0.9", 1)))
         for reason in (control.BYE_STOPPING, control.BYE_MAKING_ROOM):
             service.handle(Control(TID, control.encode([control.Bye(reason)], SERVER)))
         assert link.calls == [
             ("introduced", TID, hello),
             ("answered", TID, b"12345678"),
             ("roamed", TID, ("192.0.2.1", 1)),
+            ("ended", TID, False),  # two tunnels that lead through each other would carry a packet for ever
             ("ended", TID, False),
             ("ended", TID, True),
         ]
-        assert service.status({})["events"] == {"control": 2}
+        assert service.status({})["events"] == {"control": 2, "roamed_inside": 1}
 
     with_service(tmp_path, test)
 
@@ -312,6 +314,26 @@ def test_what_was_reached_directly_is_forgotten_in_time(tmp_path, monkeypatch):
             service.address_of(found(f"pq1x{number}.example.net", real4=[REAL + number]))
             await asyncio.sleep(30)
         assert 0 < len(service._direct) <= 11
+        await closed(service)
+
+    play(scenario())
+
+
+def test_nobody_goes_without_a_tunnel_that_is_there(tmp_path, monkeypatch):
+    """It came up meanwhile, for a connection that waited for it."""
+
+    async def scenario():
+        service = await made(tmp_path, monkeypatch, failure=(Rule("*", "direct"),))
+        inner = service.address_of(found()).v4
+        await asyncio.sleep(1)
+        assert service.address_of(found()) is DIRECT
+        service._links[inner] = SimpleNamespace(
+            **{name: getattr(service._links[inner], name) for name in ("peer", "found", "close", "tid")},
+            state="up",
+            idle=False,
+            want=lambda: None,
+        )
+        assert service.address_of(found()).v4 == inner
         await closed(service)
 
     play(scenario())

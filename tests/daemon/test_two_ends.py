@@ -1,10 +1,12 @@
 """Client and server beside each other in virtual time: what a program notices of loss, cuts, moves and restarts."""
 
 import asyncio
+import random
 
 import pytest
 
-from tests.daemon.two_ends import TwoEnds, two_ends
+from pqtun.protocol import control
+from tests.daemon.two_ends import CLIENT, TwoEnds, datagram, two_ends
 from tests.daemon.virtual import now
 
 
@@ -271,3 +273,70 @@ def test_a_network_that_changes_all_the_time_keeps_up_nothing_that_nobody_uses(e
         assert len(ends.sources) == 1
 
     ends(scenario)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_befalls_them_at_whatever_moment(ends, seed, caplog):
+    """At last there is one tunnel, which works, and nothing else: no task, no secret, no entry in an index."""
+    chance = random.Random(seed)
+
+    def leap(_):
+        asyncio.get_running_loop()._jumping.now += chance.choice([4, 50, 119, 121, 200, 4000])
+
+    def restart(ends):
+        ends.kill_server()
+        ends.start_server()
+
+    def hint(ends):
+        if ends.tunnel_path._client is not None:
+            ends.tunnel_path.front.sendto(b"\3\0", ends.tunnel_path._client)
+
+    def bye(ends):
+        farewell = control.encode([control.Bye(chance.choice([0, 1]))], ends.server._own)
+        for tunnel in ends.server._engine.stats().tunnels:
+            ends.server._engine.send_inner(tunnel.tid, farewell)
+            if chance.random() < 0.5:
+                ends.server._engine.remove_tunnel(tunnel.tid)
+
+    def worsen(ends):
+        ends.relay.loss = chance.choice([0, 0, 0.1, 0.3, 0.6])
+        ends.relay.delay = chance.choice([0.001, 0.01, 0.1, 0.35, 0.7])
+
+    def cut(ends):
+        ends.relay.cut = not ends.relay.cut
+
+    def use(ends):
+        chance.choice([ends.connect, ends.disconnect, ends.look_up])()
+
+    def give_up(ends):
+        if ends.link.state != "none":
+            ends.link.give_up("for others")
+
+    def talk(ends):
+        ends._client_tun.send(datagram(str(CLIENT.ip), str(ends.inner), b"x%d" % chance.randrange(99999)))
+
+    events = [leap, restart, hint, bye, worsen, cut, use, use, give_up, *[talk] * 6]
+    events += [lambda ends: ends.client._network_changed(), lambda ends: ends.tunnel_path.move()]
+
+    async def scenario(ends):
+        faults = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+        await connected(ends)
+        for _ in range(300):
+            chance.choice(events)(ends)
+            await asyncio.sleep(chance.choice([0, 0, 0.001, 0.02, 0.1, 0.5, 1, 3, 20]) * chance.random())
+        ends.relay.cut, ends.relay.loss, ends.relay.delay = False, 0.0, 0.01
+        ends.look_up()
+        ends.connect()
+        await asyncio.sleep(65)
+        await ends.say()
+        await asyncio.sleep(155)
+        await ends.say()
+        assert ends.tunnels() == (1, 1)
+        assert set(ends.client._by_tid) == {ends.link.tid}
+        assert ends.link._attempt is None
+        assert (len(ends.link._tickets._tickets), ends.link._ticket) == (1, None)
+        assert not faults
+
+    ends(scenario, seed)
+    assert not [record for record in caplog.records if record.exc_info]

@@ -258,7 +258,7 @@ class TwoEnds:
         begin = now()
         while not answer.done():
             assert now() - begin < patience, (self.client.status({}), self.server.status())
-            self._client_tun.send(_datagram(str(CLIENT.ip), str(self.inner), text))
+            self._client_tun.send(datagram(str(CLIENT.ip), str(self.inner), text))
             await asyncio.wait([answer], timeout=every)
         return now() - begin
 
@@ -278,7 +278,7 @@ class TwoEnds:
             source = str(IPv4Address(packet[12:16]))
             if not self.sources or self.sources[-1] != source:
                 self.sources.append(source)
-            self._server_tun.send(_datagram(str(SERVER.ip), source, packet[28:]))
+            self._server_tun.send(datagram(str(SERVER.ip), source, packet[28:]))
 
     def _client_hears(self) -> None:
         while True:
@@ -301,7 +301,7 @@ class TwoEnds:
         return len(self.client_engine.stats().tunnels), len(self.server._engine.stats().tunnels)
 
 
-def _datagram(source: str, destination: str, data: bytes) -> bytes:
+def datagram(source: str, destination: str, data: bytes) -> bytes:
     return packets.ip(source, destination, packets.UDP, packets.udp(source, destination, data, dport=ECHO_PORT))
 
 
