@@ -53,9 +53,10 @@ class EventQueue:
                 self._queue.append(event)
             self._roamed[event.tid] = event
         elif isinstance(event, _PeerEvent):
+            half_full = self._all_peer_events >= QUEUED_PEER_EVENTS // 2
             if self._all_peer_events >= QUEUED_PEER_EVENTS:
                 return False
-            if self._peer_events[event.tid] >= QUEUED_EVENTS_PER_TUNNEL:
+            if self._peer_events[event.tid] >= (1 if half_full else QUEUED_EVENTS_PER_TUNNEL):
                 return False
             self._peer_events[event.tid] += 1
             self._all_peer_events += 1

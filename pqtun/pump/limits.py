@@ -20,7 +20,8 @@ EARLY_BYTES: Final = 256 << 10
 EARLY_SECONDS: Final = 1.0
 
 # Events not yet delivered. The first bound is for what anybody can send, the second for what authenticated peers can,
-# of which one alone takes a sixteenth; the rest (Wanted, Alive, Dead) are bounded by the tables they come from.
+# of which one alone takes a sixteenth, and some together half, so that the first word of others is heard; the rest
+# (Wanted, Alive, Dead) are bounded by the tables they come from.
 QUEUED_DATAGRAMS: Final = 256
 QUEUED_PEER_EVENTS: Final = 1024
 QUEUED_EVENTS_PER_TUNNEL: Final = 64

@@ -67,11 +67,11 @@ def test_bounds_are_separate_and_room_comes_back() -> None:
                 assert queue.put(datagram(number, expected=True))
             assert not queue.put(datagram(0, expected=True))
             for number in range(QUEUED_PEER_EVENTS):
-                peer = tid(number // QUEUED_EVENTS_PER_TUNNEL)
+                peer = tid(number if number >= QUEUED_PEER_EVENTS // 2 else number // QUEUED_EVENTS_PER_TUNNEL)
                 peers: tuple[Event, ...] = (Control(peer, b""), Cookie(peer, b""))
                 assert queue.put(peers[number % 2])
             assert not any(queue.put(event) for event in peers)
-            assert not queue.put(Control(tid(1000), b""))
+            assert not queue.put(Control(tid(2000), b""))
             assert queue.put(Roamed(peer, ("192.0.2.1", 1)))
             own: list[Event] = [Wanted(IPv4Address(1)), Alive(TID), Dead(TID)]
             assert all(queue.put(event) for event in own * 1000)
@@ -93,6 +93,21 @@ def test_one_peer_does_not_take_the_room_of_all() -> None:
             assert queue.put(Control(tid(2), b""))
             await heard(got, kept + 1)
             got.clear()
+
+    asyncio.run(scene())
+
+
+def test_some_peers_together_do_not_keep_another_from_a_word() -> None:
+    async def scene() -> None:
+        queue, got = EventQueue(asyncio.get_running_loop()), list[Event]()
+        queue.start(got.append)
+        some = [tid(number) for number in range(400)]
+        kept = sum(queue.put(Control(peer, b"")) for peer in some for _ in range(QUEUED_EVENTS_PER_TUNNEL))
+        assert kept == QUEUED_PEER_EVENTS // 2 + len(some) - QUEUED_PEER_EVENTS // 2 // QUEUED_EVENTS_PER_TUNNEL
+        assert queue.put(Control(tid(1000), b""))
+        assert not queue.put(Control(tid(1000), b""))
+        await heard(got, kept + 1)
+        assert queue.put(Control(tid(1000), b""))
 
     asyncio.run(scene())
 
