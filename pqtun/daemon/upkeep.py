@@ -19,6 +19,8 @@ PQCONNECT_MTU: Final = 1200  # bytes: what its TUN device takes, and answers to 
 MAX_QUESTIONS: Final = 16  # to a peer, that wait for an answer
 HELLOS: Final = 5  # so often a hello is sent that nothing answers; a PQConnect peer never does
 HELLO_INTERVAL: Final = 1.0
+# Anybody can send hints from the server's address. On a path that loses packets each may, with bad luck, end a tunnel.
+HINT_INTERVAL: Final = 10.0
 _TOKEN_BYTES: Final = 8
 _OUTER_HEADERS: Final = {4: 20 + 8, 6: 40 + 8}  # bytes of IP and UDP
 
@@ -61,6 +63,7 @@ class Upkeep:
         self._liveness = self._new_liveness()
         self._hellos = HELLOS
         self._hello_at = clock() + HELLO_INTERVAL
+        self._hint_at = clock()  # from then on a hint counts
         self._moved: Endpoint | None = None
         self._questions: OrderedDict[bytes, _Question] = OrderedDict()
         self._path = self._new_path()
@@ -105,10 +108,15 @@ class Upkeep:
         self._ask(endpoint=endpoint)
 
     def suspect(self, *, path: bool) -> None:
-        """The peer may be out of reach: ask at once. ``path``: the way to it may be another one."""
+        """The peer may be out of reach: ask at once. ``path``: the way to it may be another one; else it is a hint."""
+        now = self._clock()
+        if not path:
+            if now < self._hint_at:
+                return
+            self._hint_at = now + HINT_INTERVAL
         self._liveness.suspect()
         if path:
-            self._path.check(self._clock())
+            self._path.check(now)
 
     def recovered(self) -> None:
         """The peer was taken to be out of reach, and is not."""

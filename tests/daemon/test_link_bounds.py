@@ -2,12 +2,14 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from pqtun.daemon import link as link_module
 from pqtun.daemon.connector import ConnectError
 from pqtun.daemon.ticket import TICKET_SECONDS
+from pqtun.daemon.upkeep import HINT_INTERVAL
 from tests.daemon.link_world import SERVER_HELLO, World
 from tests.daemon.virtual import now, play
 
@@ -228,5 +230,25 @@ def test_a_host_that_is_offline_learns_nothing_about_the_server() -> None:
         world.link.want()
         await asyncio.sleep(10)
         assert world.link.state == "connecting"
+
+    play(scenario())
+
+
+def test_hints_without_end_bring_few_questions() -> None:
+    async def scenario() -> None:
+        world = World()
+        await world.up()
+        send, sent = world.send_inner, []
+
+        def count(tid: bytes, packet: bytes, **named: Any) -> None:
+            sent.append(packet)
+            send(tid, packet, **named)
+
+        world.send_inner = count
+        for _ in range(600):
+            world.link.suspect(path=False)
+            await world.run(1)
+        assert 600 / HINT_INTERVAL <= len(sent) <= 1.5 * 600 / HINT_INTERVAL
+        assert world.sessions == 1
 
     play(scenario())
