@@ -121,6 +121,7 @@ class ClientService:
     def address_of(self, found: Found) -> Private | Direct | None:
         """Return the private addresses for a server that a DNS answer announces, and begin to connect to it.
 
+        If it is not the one sought, that begins with the first packet: one answer may name many, each at some victim.
         None if no private address is free. ``DIRECT``: there was no tunnel to it to be had, and the settings let
         programs go without.
         """
@@ -135,7 +136,8 @@ class ClientService:
         link = self._link(peer)
         link.found(peer, found.upstream)
         link.allows_direct = allows_direct
-        self._attempts.want(link)
+        if found.sought:
+            self._attempts.want(link)
         network6 = self._network6 if peer.ipv6_inside else None
         return Private(peer.inner, None if network6 is None else address6(network6, peer.inner))
 

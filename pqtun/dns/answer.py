@@ -64,6 +64,7 @@ class Found:
     real4: list[IPv4Address] | None
     real6: list[IPv6Address] | None
     upstream: Upstream
+    sought: bool = True  # whether the question leads to it; else it is in the answer beside that
 
 
 class Private(NamedTuple):
@@ -260,7 +261,8 @@ class _Answer:
         denied6 = denied == RdataType.AAAA and _has(self._message.authority, RdataType.SOA)
         real4 = real.v4 if real.v4 or denied == RdataType.A else None
         real6 = real.v6 if real.v6 or denied6 else None
-        return Found(claim.announcement, claim.name, asked, real4, real6, self._upstream)
+        sought = bool(question) and _end_of_chain(question[0].name, self._message.answer) == owner
+        return Found(claim.announcement, claim.name, asked, real4, real6, self._upstream, sought)
 
     def _find_missing(self) -> tuple[dns.name.Name, RdataType] | None:
         """The name of ours that the answer is about and the type of address that it says the name does not have."""

@@ -16,7 +16,7 @@ from pqtun.dns.answer import DIRECT, Found, Private
 from pqtun.protocol import control
 from pqtun.protocol.names import Announcement
 from pqtun.protocol.private6 import address6
-from pqtun.pump.engine import Control, EngineStats, Roamed, TunnelStats
+from pqtun.pump.engine import Control, EngineStats, Roamed, TunnelStats, Wanted
 from tests.daemon.virtual import now, play
 
 OWN = IPv4Interface("10.43.0.1/16")
@@ -140,9 +140,9 @@ def test_what_the_tunnels_say_goes_to_their_links(tmp_path):
     with_service(tmp_path, test)
 
 
-def found(name="pq1x.example.net", asked="www.example.net", real4=(REAL,), real6=None):
+def found(name="pq1x.example.net", asked="www.example.net", real4=(REAL,), real6=None, *, sought=True):
     announcement = Announcement(b"k" * 32, 42424, 42425)
-    return Found(announcement, name, asked, real4 and list(real4), real6, ("192.0.2.53", 53))
+    return Found(announcement, name, asked, real4 and list(real4), real6, ("192.0.2.53", 53), sought)
 
 
 class Refused:
@@ -334,6 +334,19 @@ def test_nobody_goes_without_a_tunnel_that_is_there(tmp_path, monkeypatch):
             want=lambda: None,
         )
         assert service.address_of(found()).v4 == inner
+        await closed(service)
+
+    play(scenario())
+
+
+def test_what_an_answer_names_beside_the_one_sought_waits_for_a_packet(tmp_path, monkeypatch):
+    async def scenario():
+        service = await made(tmp_path, monkeypatch)
+        inner = service.address_of(found(sought=False)).v4
+        assert service._links[inner].state == "idle"
+        service.handle(Wanted(inner))
+        assert service._links[inner].state == "connecting"
+        await asyncio.sleep(0.1)
         await closed(service)
 
     play(scenario())

@@ -191,6 +191,7 @@ def test_additional_records(client: Client) -> None:
     rewritten = client.rewrite(message)
     assert records(rewritten) == [mx]
     assert records(rewritten, "additional") == [f"{PQ1} 5 IN A 10.43.0.2", other]
+    assert [found.sought for found in client.asked] == [False]
 
 
 # -- no address ------------------------------------------------------------------------------------------------------
