@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import sys
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final
 
@@ -20,9 +21,12 @@ _MAX_NAME: Final = 253  # RFC 1035 section 2.3.4, as text without the last dot
 
 def _ip(text: str) -> IPv4Address | IPv6Address:
     try:
-        return ip_address(text)
+        address = ip_address(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no IP address (hosts come before --address)") from None
+    if address.is_link_local:  # with a zone or without one
+        raise argparse.ArgumentTypeError(f"{text!r} is an address of one link only; clients are elsewhere")
+    return address
 
 
 def add_parsers(commands: Any) -> None:
@@ -31,7 +35,7 @@ def add_parsers(commands: Any) -> None:
     parser.add_argument("hosts", metavar="HOST", nargs="+", help="name that clients use, such as www.example.net")
     parser.add_argument(
         "--address", metavar="IP", dest="addresses", nargs="+", action="extend", type=_ip, required=True,
-        help="public address of the server; IPv4, and IPv6 if it has one",
+        help="public addresses of the server, IPv4 and IPv6",
     )  # fmt: skip
     options.add_keys(parser)
     parser.add_argument(
@@ -43,8 +47,6 @@ def add_parsers(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the records. Raises UserError for names, addresses, ports or keys that do not do."""
-    if not any(isinstance(address, IPv4Address) for address in arguments.addresses):
-        raise UserError("--address needs at least one IPv4 address: clients reach the server over IPv4")
     if arguments.port == arguments.key_port:
         raise UserError(f"--port and --key-port are both {arguments.port}; the server needs two different ports")
     label = make_label(KeyTree(load_public(arguments.keys)).keyhash, arguments.port, arguments.key_port)
@@ -59,6 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
             if record not in records:
                 records.append(record)
     print({"zone": _zone, "tinydns": _tinydns, "json": _json}[arguments.format](records))
+    if not any(isinstance(address, IPv4Address) for address in arguments.addresses):
+        print("pqtun announce: without an IPv4 address PQConnect clients cannot reach the server", file=sys.stderr)
     return 0
 
 

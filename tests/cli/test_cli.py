@@ -92,6 +92,13 @@ def test_announce_tinydns(run, public_keys):
     ]
 
 
+def test_announce_a_server_with_ipv6_alone(run, public_keys):
+    code, out, err = run("announce", "www.example.net", "--keys", public_keys, "--address", "2001:db8::1")
+    assert code == 0
+    assert [line.split()[3:5] for line in out.splitlines()][1] == ["AAAA", "2001:db8::1"]
+    assert "PQConnect clients cannot reach" in err
+
+
 def test_announce_json_with_ports(run, public_keys):
     code, out, _ = run(
         "announce", "www.example.net", "--keys", public_keys, "--address", "192.0.2.1", "--address", "192.0.2.2",
@@ -112,7 +119,11 @@ def test_announce_json_with_ports(run, public_keys):
         (["announce", "a-.example", "--address", "192.0.2.1"], 1, "is no host name"),
         (["announce", "example.net", "--address", "192.0.2.1"], 1, "announce a name in it such as www.example.net"),
         (["announce", "w.x.y", "--address", "192.0.2.1", "--port", "9", "--key-port", "9"], 1, "two different ports"),
-        (["announce", "www.example.net", "--address", "2001:db8::1"], 1, "at least one IPv4 address"),
+        (
+            ["announce", "www.example.net", "--address", "fe80::1%eth0"],
+            2,
+            "'fe80::1%eth0' is an address of one link only",
+        ),
         (["announce", f"www.{'.'.join(['x' * 63] * 3)}", "--address", "192.0.2.1"], 1, "too long"),
         (["announce", "www.example.net", "--address", "192.0.2.300"], 2, "'192.0.2.300' is no IP address"),
         (["announce", "www.example.net", "--address", "192.0.2.1", "--port", "0"], 2, "a port is a number"),
