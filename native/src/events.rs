@@ -57,7 +57,9 @@ impl Queue {
             Event::Roamed(..) => {}
             Event::Control(tid, _) | Event::Cookie(tid, _) => {
                 let of_peer = self.of_peers.entry(tid).or_default();
-                if self.peer_events >= QUEUED_PEER_EVENTS || *of_peer >= QUEUED_EVENTS_PER_TUNNEL {
+                let half_full = self.peer_events >= QUEUED_PEER_EVENTS / 2;
+                let most = if half_full { 1 } else { QUEUED_EVENTS_PER_TUNNEL };
+                if self.peer_events >= QUEUED_PEER_EVENTS || *of_peer >= most {
                     return false;
                 }
                 *of_peer += 1;

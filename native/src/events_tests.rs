@@ -4,8 +4,9 @@ fn datagram(number: u16, expected: bool) -> Event {
     Event::Datagram(number.to_be_bytes().to_vec(), "192.0.2.1:9".parse().unwrap(), expected)
 }
 
-fn control(number: u8) -> Event {
-    Event::Control([number; 32], Vec::new())
+fn control(number: u16) -> Event {
+    let tid = number.to_be_bytes().repeat(16);
+    Event::Control(tid.try_into().unwrap(), Vec::new())
 }
 
 #[test]
@@ -17,7 +18,12 @@ fn one_peer_takes_a_part_only() {
     }
     assert_eq!(count, QUEUED_EVENTS_PER_TUNNEL);
     assert!(events.put(control(2)));
-    for number in 3..=255 {
+    for number in 3..=400 {
+        while events.put(control(number)) {}
+    }
+    // When half of the room is taken, another is heard still, once.
+    assert_eq!([(); 2].map(|()| events.put(control(401))), [true, false]);
+    for number in 402..2000 {
         while events.put(control(number)) {}
     }
     assert_eq!(events.take().len(), QUEUED_PEER_EVENTS);
@@ -27,7 +33,7 @@ fn one_peer_takes_a_part_only() {
 #[test]
 fn of_a_peer_that_moves_about_the_last_place_counts() {
     let events = Events::new().unwrap();
-    while events.put(control(1)) {}
+    while events.put(control(0x0101)) {}
     for port in 1..2000 {
         for peer in [1, 2] {
             assert!(events.put(Event::Roamed([peer; 32], SocketAddr::from(([192, 0, 2, peer], port)))));
