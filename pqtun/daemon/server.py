@@ -380,10 +380,18 @@ class ServerService:
                 continue
             inner = None if tenant.resumed else self._tenants.succeed(tid, claim.tid)
             if inner is not None:
-                self._engine.move_tunnel(tid, inner)
-                self._waiting.ended(inner)
-                self._counters["resumed"] += 1
+                self._take_over(tid, inner)
             self._remove(claim.tid)
+
+    def _take_over(self, tid: bytes, inner: IPv4Address) -> None:
+        held = self._waiting.ended(inner)
+        try:
+            self._engine.move_tunnel(tid, inner)
+        except ValueError:  # it is dead already: the event of that waits, and then the address for a next tunnel
+            if held:
+                self._engine.drop_held(inner, unreachable=False)
+        else:
+            self._counters["resumed"] += 1
 
     def _ask(self, tid: bytes, endpoint: Endpoint, now: float) -> None:
         """Ask the peer whether it is where its packets say that they come from."""

@@ -66,6 +66,8 @@ class RecordingEngine:
         )
 
     def move_tunnel(self, tid, inner):
+        if tid not in self.tunnels:
+            raise ValueError("there is no such tunnel")
         self.tunnels[tid] = replace(self.tunnels[tid], inner=inner)
 
     def remove_tunnel(self, tid):
@@ -78,7 +80,7 @@ class RecordingEngine:
         self.remove_tunnel(tid)
 
     def confirm(self, tid, endpoint):
-        if self.tunnels[tid].endpoint == endpoint:
+        if tid in self.tunnels and self.tunnels[tid].endpoint == endpoint:
             self.tunnels[tid] = replace(self.tunnels[tid], confirmed=True)
 
     def set_mtu(self, tid, mtu):

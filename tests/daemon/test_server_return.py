@@ -80,6 +80,23 @@ def test_the_client_repeats_what_was_not_answered():
     with_service(test)
 
 
+def test_a_tunnel_that_died_before_its_word_was_read_continues_nothing():
+    """Its events come in order; the engine is ahead of them."""
+
+    def test(service, engine):
+        old = greeted(service, engine)
+        die(service, engine, old)
+        new = greeted(service, engine)
+        engine.remove_tunnel(new.tid)
+        said(service, new.tid, HELLO, resume(old, new))
+        service.handle(Dead(new.tid))
+        last = greeted(service, engine)
+        said(service, last.tid, resume(new, last))
+        assert engine.tunnels[last.tid].inner == FIRST
+
+    with_service(test)
+
+
 def test_a_secret_serves_once():
     def test(service, engine):
         old = greeted(service, engine)
