@@ -315,10 +315,13 @@ class Link:
             await self._wait(pause)
 
     def _worth_repeating(self, error: ConnectError) -> bool:
-        """Silence may end. What a server says may too, where there was a tunnel: it is being restarted."""
-        if error.reason in ("no_answer", "handshake"):
+        """A handshake may be lost. All else may change where there was a tunnel once: a server that is being restarted.
+
+        A server that was never there is asked for ten seconds: whoever answers a lookup has us send to whom he likes.
+        """
+        if error.reason == "handshake":
             return True
-        return error.reason in ("network", "no_route") and self.peer.proven
+        return error.reason in ("no_answer", "network", "no_route") and self.peer.proven
 
     async def _wait(self, pause: float) -> None:
         """Wait until the next attempt, which a packet that a program sends brings forward."""

@@ -49,7 +49,7 @@ def test_a_lost_handshake_is_followed_by_a_fresh_one_after_a_second() -> None:
 
 def test_silence_for_90_seconds_then_programs_are_told() -> None:
     async def scenario() -> None:
-        world = World()
+        world = World(peer(good=FIRST))
         world.reachable = False
         world.link.want()
         await asyncio.sleep(85)
@@ -73,7 +73,7 @@ def test_a_known_failure_is_told_sooner() -> None:
     """While the server stays out of reach, each try fails within seconds; never more than one a second."""
 
     async def scenario() -> None:
-        world = World()
+        world = World(peer(good=FIRST))
         world.reachable = False
         world.link.want()
         await world.until(lambda: world.link.state == "failed")
@@ -94,6 +94,9 @@ def test_a_known_failure_is_told_sooner() -> None:
         (False, "wrong_key", False),
         (True, "wrong_key", False),
         (False, "network", False),
+        (False, "no_answer", False),
+        (True, "no_answer", True),
+        (False, "handshake", True),
         (True, "network", True),
     ],
 )
@@ -110,7 +113,7 @@ def test_what_a_server_says_for_certain_is_not_waited_for(proven: bool, reason: 
 
 def test_a_packet_hurries_the_next_attempt() -> None:
     async def scenario() -> None:
-        world = World()
+        world = World(peer(good=FIRST))
         world.error = ConnectError("no_answer", "silent")
         world.link.want()
         await asyncio.sleep(50)

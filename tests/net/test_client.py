@@ -301,9 +301,9 @@ def test_damaged_key_on_disk_is_downloaded_again(stage: Stage, client: PqtunClie
 
 # -- key servers with faults ---------------------------------------------------------------------
 
-# What is behind the announced key port; the seconds in which programs must know. A server that was never there says so
-# itself; what says nothing that makes sense is asked for a minute and a half.
-FAULTS = {"closed": 6, "wrong": 110, "noise": 110, "silent": 110}
+# What is behind the announced key port; the seconds in which programs must know. A server that is not there says so
+# itself; what says nothing that makes sense is asked for ten seconds.
+FAULTS = {"closed": 6, "wrong": 14, "noise": 14, "silent": 14}
 
 
 def announce_faults(stage: Stage, *modes: str) -> None:
