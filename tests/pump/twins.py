@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from pqtun.pump import _native
-from pqtun.pump.engine import Datagram, Engine, Event, HandshakeLimits, Roamed
+from pqtun.pump.engine import Datagram, Endpoint, Engine, Event, HandshakeLimits, Roamed
 from pqtun.pump.native import NativeEngine
 from pqtun.pump.python import PythonEngine
 from tests.pump import gso
@@ -160,6 +160,7 @@ class Twins:
         for kind in ("expected datagram", "other datagram", "other event"):
             found, expected = ([e for e in seen.events if _kind(e) == kind] for seen in (native, python))
             assert found == expected, f"{kind}s {found}\n{expected}"
+        assert _places(native.events) == _places(python.events)
         if self.native.virtio:
             same_packets(native.delivered, python.delivered)
         else:
@@ -175,7 +176,12 @@ def _kind(event: Event) -> str:
     """Which order it is in: of each kind one is delivered before the next, as far as it is there then."""
     if isinstance(event, Datagram):
         return "expected datagram" if event.expected else "other datagram"
-    return "other event"
+    return "move" if isinstance(event, Roamed) else "other event"
+
+
+def _places(events: list[Event]) -> dict[bytes, Endpoint]:
+    """Where the peers are that have moved. Of moves not told of yet only the last is sure to be reported."""
+    return {event.tid: event.endpoint for event in events if isinstance(event, Roamed)}
 
 
 def same_packets(found: list[bytes], expected: list[bytes]) -> None:
