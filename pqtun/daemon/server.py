@@ -409,6 +409,7 @@ class ServerService:
         endpoint = self._confirmations.answered(tid, token)
         if endpoint is not None:
             self._engine.confirm(tid, endpoint)
+            self._tenants.confirmed(tid, endpoint)
             self._counters["confirmed"] += 1
 
 

@@ -13,12 +13,14 @@ from pqtun.pump.engine import Endpoint
 MAX_TUNNELS: Final = 65_536
 
 # Of all tunnels that there may be, live or gone, so many may come from one source prefix before those make room for
-# others first. A handshake a hundredth of a second long is all that a tunnel costs: without this, one network would in
-# ten minutes have every client that is idle or asleep put out.
+# others first, and as many again that only say so: a source can be forged by who wants others there to make room. A
+# tunnel costs one handshake; without this, one network would in ten minutes put out every client that is idle or asleep.
 PREFIX_PART: Final = 16
 PREFIX_LEAST: Final = 64  # in a small subnet: an office behind one address
 
 _FIRST_HOST: Final = 2
+_UNCONFIRMED: Final = b"?"
+_CONFIRMED: Final = b"!"
 
 
 @dataclass(slots=True)
@@ -28,7 +30,7 @@ class Tenant:
     number: int  # of its address within the subnet: a third of the memory of an IPv4Address
     since: float
     source: Endpoint  # where its handshake came from
-    prefix: bytes  # of the source
+    group: bytes  # prefix of the source, and whether the peer was shown to be reached where it is
     heard: bool = False  # whether a packet of it has authenticated
     pqtun: bool = False  # whether it said Hello, as PQConnect does not
     resumed: bool = False  # whether its address is that of a tunnel which it continues
@@ -47,13 +49,13 @@ class Tenants:
         own_number = int(own.ip) - self._network
         self._limit = min(limit, network.num_addresses)
         self._prefix_limit = max(self._limit // PREFIX_PART, PREFIX_LEAST)
-        self._by_prefix: dict[bytes, dict[bytes, None]] = {}  # tids, live or gone, oldest first
-        self._crowds: dict[bytes, None] = {}  # the prefixes that have too many
+        self._by_group: dict[bytes, dict[bytes, None]] = {}  # tids, live or gone, oldest first
+        self._crowds: dict[bytes, None] = {}  # the groups that have too many
         numbers = chain(range(_FIRST_HOST, network.num_addresses - 1), range(1, _FIRST_HOST))
         self._never_used = (number for number in numbers if number != own_number)
         self._freed: deque[int] = deque()
         self._tenants: dict[bytes, Tenant] = {}
-        # Number and prefix by tid of the tunnel that is gone; longest gone first.
+        # Number and group by tid of the tunnel that is gone; longest gone first.
         self._reserved: dict[bytes, tuple[int, bytes]] = {}
         self._reserved_for: dict[int, bytes] = {}
         self._newcomers: deque[bytes] = deque()  # oldest first; the first one is silent, others may be heard or gone
@@ -108,9 +110,12 @@ class Tenants:
         return next(iter(self._reserved), None)
 
     def crowding(self) -> bytes | None:
-        """Return the oldest tunnel, live or gone, of a source prefix that has too many; None if there is none."""
+        """Return the oldest tunnel, live or gone, of a source prefix that has too many; None if there is none.
+
+        Those of which the source may be forged are counted by themselves.
+        """
         crowd = next(iter(self._crowds), None)
-        return None if crowd is None else next(iter(self._by_prefix[crowd]))
+        return None if crowd is None else next(iter(self._by_group[crowd]))
 
     def heard(self, tid: bytes) -> None:
         """Take note that a packet of a tunnel has authenticated."""
@@ -118,6 +123,14 @@ class Tenants:
         if tenant is not None:
             tenant.heard = True
             self._drop_newcomers()
+
+    def confirmed(self, tid: bytes, source: Endpoint) -> None:
+        """Take note that the client of a live tunnel is reached at ``source``."""
+        tenant = self._tenants.get(tid)
+        if tenant is not None:
+            self._leave(tid, tenant.group)
+            tenant.group = _CONFIRMED + source_prefix(source[0])
+            self._join(tid, tenant.group)
 
     def succeed(self, tid: bytes, old: bytes) -> IPv4Address | None:
         """Give a live tunnel the address of the one that it continues, live or gone, and free its own.
@@ -132,7 +145,7 @@ class Tenants:
             number = self._unreserve(old)
         else:
             number = before.number
-            self._leave(old, before.prefix)
+            self._leave(old, before.group)
         if number is None:
             return None
         self._freed.append(tenant.number)  # behind all others: its last packets may still be on their way
@@ -145,7 +158,7 @@ class Tenants:
         """A tunnel is gone and may come back: nobody else gets its address as long as there is another one."""
         tenant = self._tenants.pop(tid, None)
         if tenant is not None:
-            self._reserved[tid] = tenant.number, tenant.prefix
+            self._reserved[tid] = tenant.number, tenant.group
             self._reserved_for[tenant.number] = tid
             self._drop_newcomers()
 
@@ -153,7 +166,7 @@ class Tenants:
         """Free the address of a live tunnel that is gone for good."""
         tenant = self._tenants.pop(tid, None)
         if tenant is not None:
-            self._leave(tid, tenant.prefix)
+            self._leave(tid, tenant.group)
             self._freed.append(tenant.number)
             self._drop_newcomers()
 
@@ -170,30 +183,33 @@ class Tenants:
         return self._newcomers[0]
 
     def _enter(self, tid: bytes, number: int, source: Endpoint, now: float) -> IPv4Address:
-        prefix = source_prefix(source[0])
-        self._tenants[tid] = Tenant(number, now, source, prefix)
+        group = _UNCONFIRMED + source_prefix(source[0])
+        self._tenants[tid] = Tenant(number, now, source, group)
         self._newcomers.append(tid)
-        neighbours = self._by_prefix.setdefault(prefix, {})
-        neighbours[tid] = None
-        if len(neighbours) > self._prefix_limit:
-            self._crowds[prefix] = None
+        self._join(tid, group)
         return IPv4Address(self._network + number)
 
-    def _leave(self, tid: bytes, prefix: bytes) -> None:
-        neighbours = self._by_prefix[prefix]
+    def _join(self, tid: bytes, group: bytes) -> None:
+        neighbours = self._by_group.setdefault(group, {})
+        neighbours[tid] = None
+        if len(neighbours) > self._prefix_limit:
+            self._crowds[group] = None
+
+    def _leave(self, tid: bytes, group: bytes) -> None:
+        neighbours = self._by_group[group]
         del neighbours[tid]
         if len(neighbours) <= self._prefix_limit:
-            self._crowds.pop(prefix, None)
+            self._crowds.pop(group, None)
         if not neighbours:
-            del self._by_prefix[prefix]
+            del self._by_group[group]
 
     def _unreserve(self, tid: bytes) -> int | None:
         place = self._reserved.pop(tid, None)
         if place is None:
             return None
-        number, prefix = place
+        number, group = place
         del self._reserved_for[number]
-        self._leave(tid, prefix)
+        self._leave(tid, group)
         return number
 
     def _drop_newcomers(self) -> None:

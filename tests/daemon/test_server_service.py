@@ -127,7 +127,13 @@ def test_one_network_puts_nobody_else_out():
         engine.remove_tunnel(asleep.tid)
         service.handle(Dead(asleep.tid))
         engine.now += 1
-        many = [greeted(service, engine, source=(f"203.0.113.{number % 256}", number)) for number in range(400)]
+        many = []
+        for number in range(400):
+            many.append(greeted(service, engine, source=(f"203.0.113.{number % 256}", number)))
+            if number % 3:  # these are there; of the others only somebody says so
+                question = answers(engine, many[-1].tid)[-1]
+                said(service, many[-1].tid, control.Pong(question.data))
+        assert service.status()["handshakes"]["confirmed"] == 266
         late = greeted(service, engine, source=("198.51.100.3", 3))
         assert idle.tid in engine.tunnels
         assert service.status()["reserved_addresses"] == 1

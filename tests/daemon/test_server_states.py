@@ -24,6 +24,7 @@ from tests.protocol.vectors import key_file, public_key, secret_key
 OWN = IPv4Interface("10.42.0.1/28")
 ADDRESSES = [IPv4Address(f"10.42.0.{number}") for number in range(2, 15)]
 CLIENTS = range(5)
+ELSEWHERE = ("2001:db8::1", 7)
 ANY = st.integers(0, 2**16)
 HELLO = control.Hello(1, control.FEATURE_RESUME, 1396)
 
@@ -132,7 +133,15 @@ class Server(RuleBasedStateMachine):
     def roams(self, which):
         tid = self.pick(which, list(self.engine.tunnels))
         if tid:
-            self.late.append(Roamed(tid, ("2001:db8::1", 7)))
+            self.engine.tunnels[tid] = replace(self.engine.tunnels[tid], endpoint=ELSEWHERE)
+            self.late.append(Roamed(tid, ELSEWHERE))
+
+    @rule(which=ANY)
+    def answers_questions(self, which):
+        tid = self.pick(which, list(self.service._confirmations._questions))
+        if tid:
+            token = self.service._confirmations._questions[tid].token
+            self.late.append(Control(tid, control.encode([control.Pong(token)], CLIENT)))
 
     @rule(which=ANY)
     def dies(self, which):
@@ -219,10 +228,12 @@ class Server(RuleBasedStateMachine):
     @invariant()
     def prefixes_agree(self):
         tenants = self.service._tenants
-        places = {tid: tenants.get(tid).prefix for tid in tenants.tids()}
-        places |= {tid: prefix for tid, (_, prefix) in tenants._reserved.items()}
-        assert {tid: prefix for prefix, tids in tenants._by_prefix.items() for tid in tids} == places
-        assert all(tenants.get(tid).prefix == source_prefix(tenants.get(tid).source[0]) for tid in tenants.tids())
+        places = {tid: tenants.get(tid).group for tid in tenants.tids()}
+        places |= {tid: group for tid, (_, group) in tenants._reserved.items()}
+        assert {tid: group for group, tids in tenants._by_group.items() for tid in tids} == places
+        for tid in tenants.tids():
+            elsewhere, tenant = source_prefix("2001:db8::1"), tenants.get(tid)
+            assert tenant.group[1:] in (source_prefix(tenant.source[0]), elsewhere)
 
 
 Server.TestCase.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)

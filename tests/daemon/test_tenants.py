@@ -147,6 +147,22 @@ def test_the_oldest_of_a_prefix_that_has_too_many():
     assert tenants.crowding() is None
 
 
+def test_forged_sources_crowd_out_nobody_who_is_there():
+    tenants = Tenants(IPv4Interface("10.42.0.1/24"))
+    take(tenants, b"honest")
+    tenants.confirmed(b"honest", SOURCE)
+    for number in range(PREFIX_LEAST + 1):
+        assert tenants.crowding() is None
+        take(tenants, bytes([number]))
+    assert tenants.crowding() == bytes([0])
+    tenants.confirmed(bytes([0]), ("198.51.100.1", 1))  # it had moved before it answered
+    assert tenants.crowding() is None
+    tenants.confirmed(b"unknown", SOURCE)
+    for number in range(PREFIX_LEAST + 1):
+        tenants.confirmed(bytes([number]), SOURCE)
+    assert tenants.crowding() == b"honest"
+
+
 def test_who_is_gone_leaves_nothing():
     tenants = Tenants(IPv4Interface("10.42.0.1/24"))
     for number in range(200):
@@ -154,7 +170,7 @@ def test_who_is_gone_leaves_nothing():
         tenants.reserve(bytes([number]))
     for number in range(200):
         tenants.give_up(bytes([number]))
-    assert not tenants._by_prefix
+    assert not tenants._by_group
     assert not tenants._crowds
 
 
