@@ -188,8 +188,8 @@ class ClientService:
         """Somebody says that a server does not know a tunnel of ours; nothing proves that it is the server."""
         self._events["hint"] += 1
         for tunnel in self._engine.stats().tunnels:
-            if tunnel.endpoint == source:
-                self._links[tunnel.inner].suspect(path=False)
+            if tunnel.endpoint == source and tunnel.tid in self._by_tid:
+                self._by_tid[tunnel.tid].suspect(path=False)
 
     def _control(self, tid: bytes, packet: bytes, link: Link) -> None:
         token = echo_token(packet)
