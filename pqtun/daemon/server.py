@@ -48,9 +48,9 @@ from pqtun.pump.engine import (
     Wanted,
 )
 
-# Where no address is free, the oldest tunnel that nothing was heard in goes first, for a handshake costs nobody
-# anything; but a client may take so many seconds to say its first word.
-SILENT_SECONDS: Final = 3.0
+# Where no address is free, the oldest tunnel goes first whose client did not answer our question: a handshake costs
+# nobody anything, nor does a source that is forged. But an answer may take so many seconds, or get lost twice.
+NEWCOMER_SECONDS: Final = 3.0
 
 # Where all are in use, so many of all go at once, the longest idle: to look through 65,000 takes 50 ms, which must not
 # come with every handshake.
@@ -239,7 +239,7 @@ class ServerService:
         inner = self._tenants.take(tid, source, now)
         while inner is None:
             gone = self._tenants.longest_gone()
-            if self._drop_silent(now) or self._drop_crowding():
+            if self._drop_newcomer(now) or self._drop_crowding():
                 pass
             elif gone is not None:
                 self._resumption.forget(gone)
@@ -252,11 +252,17 @@ class ServerService:
 
     # -- the end of tunnels ----------------------------------------------------------------------
 
-    def _drop_silent(self, now: float) -> bool:
-        silent = self._tenants.oldest_silent(now - SILENT_SECONDS)
-        if silent is None:
+    def _drop_newcomer(self, now: float) -> bool:
+        """Somebody who may never have been there makes room."""
+        tid = self._tenants.oldest_newcomer(now - NEWCOMER_SECONDS)
+        tenant = None if tid is None else self._tenants.get(tid)
+        if tid is None or tenant is None:
             return False
-        self._remove(silent)
+        if tenant.heard and not tenant.pqtun:  # a PQConnect host that answers no echo request comes back
+            self._put_aside(tid, now)
+            self._give_up(tid)
+        else:
+            self._dismiss(tid)
         self._counters["evicted"] += 1
         return True
 
@@ -265,11 +271,16 @@ class ServerService:
         oldest = self._tenants.crowding()
         if oldest is None:
             return False
-        if oldest in self._tenants:
-            self._engine.send_inner(oldest, control.encode([control.Bye(control.BYE_STOPPING)], self._own))
-        self._remove(oldest)
+        self._dismiss(oldest)
         self._counters["evicted_crowd"] += 1
         return True
+
+    def _dismiss(self, tid: bytes) -> None:
+        """Nothing is remembered of a client, and it is told if it can be."""
+        tenant = self._tenants.get(tid)
+        if tenant is not None and tenant.pqtun:
+            self._engine.send_inner(tid, control.encode([control.Bye(control.BYE_STOPPING)], self._own))
+        self._remove(tid)
 
     def _evict(self, now: float) -> bool:
         """Put the longest idle tunnels aside, several at once; false if there are none."""
@@ -303,6 +314,9 @@ class ServerService:
     def _lost(self, tid: bytes, now: float) -> None:
         """A tunnel is gone; if its client can continue it, its address waits."""
         self._confirmations.forget(tid)
+        tenant = self._tenants.get(tid)
+        if tenant is not None and not tenant.known:
+            self._resumption.forget(tid)  # else forged sources could keep addresses for a day
         if self._resumption.died(tid, now):
             self._tenants.reserve(tid)
         else:

@@ -14,7 +14,7 @@ MAX_TUNNELS: Final = 65_536
 
 # Of all tunnels that there may be, live or gone, so many may come from one source prefix before those make room for
 # others first, and as many again that only say so: a source can be forged by who wants others there to make room. A
-# tunnel costs one handshake; without this, one network would in ten minutes put out every client that is idle or asleep.
+# tunnel costs one handshake; without this, one network would in ten minutes put out all who are idle or asleep.
 PREFIX_PART: Final = 16
 PREFIX_LEAST: Final = 64  # in a small subnet: an office behind one address
 
@@ -32,6 +32,7 @@ class Tenant:
     source: Endpoint  # where its handshake came from
     group: bytes  # prefix of the source, and whether the peer was shown to be reached where it is
     heard: bool = False  # whether a packet of it has authenticated
+    known: bool = False  # whether it, or one that it continues, was reached where it said that it was
     pqtun: bool = False  # whether it said Hello, as PQConnect does not
     resumed: bool = False  # whether its address is that of a tunnel which it continues
 
@@ -58,7 +59,7 @@ class Tenants:
         # Number and group by tid of the tunnel that is gone; longest gone first.
         self._reserved: dict[bytes, tuple[int, bytes]] = {}
         self._reserved_for: dict[int, bytes] = {}
-        self._newcomers: deque[bytes] = deque()  # oldest first; the first one is silent, others may be heard or gone
+        self._newcomers: deque[bytes] = deque()  # oldest first; the first one is not known, others may be, or gone
 
     def __len__(self) -> int:
         return len(self._tenants)
@@ -122,7 +123,6 @@ class Tenants:
         tenant = self._tenants.get(tid)
         if tenant is not None:
             tenant.heard = True
-            self._drop_newcomers()
 
     def confirmed(self, tid: bytes, source: Endpoint) -> None:
         """Take note that the client of a live tunnel is reached at ``source``."""
@@ -131,6 +131,8 @@ class Tenants:
             self._leave(tid, tenant.group)
             tenant.group = _CONFIRMED + source_prefix(source[0])
             self._join(tid, tenant.group)
+            tenant.known = True
+            self._drop_newcomers()
 
     def succeed(self, tid: bytes, old: bytes) -> IPv4Address | None:
         """Give a live tunnel the address of the one that it continues, live or gone, and free its own.
@@ -142,15 +144,16 @@ class Tenants:
             return None
         before = self._tenants.pop(old, None)
         if before is None:
-            number = self._unreserve(old)
+            number, known = self._unreserve(old), True
         else:
-            number = before.number
+            number, known = before.number, before.known
             self._leave(old, before.group)
         if number is None:
             return None
         self._freed.append(tenant.number)  # behind all others: its last packets may still be on their way
         tenant.number = number
         tenant.resumed = True
+        tenant.known |= known
         self._drop_newcomers()
         return IPv4Address(self._network + number)
 
@@ -176,8 +179,8 @@ class Tenants:
         if number is not None:
             self._freed.append(number)
 
-    def oldest_silent(self, before: float) -> bytes | None:
-        """Return the oldest tunnel that nothing was heard in, if it was made by that time."""
+    def oldest_newcomer(self, before: float) -> bytes | None:
+        """Return the oldest tunnel whose client is not known to be where it said, if it was made by that time."""
         if not self._newcomers or self._tenants[self._newcomers[0]].since > before:
             return None
         return self._newcomers[0]
@@ -215,6 +218,6 @@ class Tenants:
     def _drop_newcomers(self) -> None:
         while self._newcomers:
             tenant = self._tenants.get(self._newcomers[0])
-            if tenant is not None and not tenant.heard:
+            if tenant is not None and not tenant.known:
                 return
             self._newcomers.popleft()

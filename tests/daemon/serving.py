@@ -150,6 +150,7 @@ def greeted(service, engine, *items, source=SOURCE):
     engine.tunnels[tid] = replace(engine.tunnels[tid], last_received=engine.now)
     service.handle(Alive(tid))
     said(service, tid, control.Hello(1, control.FEATURE_RESUME, 1396), *items)
+    service._tenants.confirmed(tid, source)  # its answer to the server's question is for a test to give
     return session
 
 

@@ -96,7 +96,7 @@ def test_who_has_had_no_time_to_speak_keeps_the_address():
         greeted_one = greeted(service, engine)
         silent = [connect(service)[1].tid for _ in range(4)]
         engine.tunnels[greeted_one.tid] = replace(engine.tunnels[greeted_one.tid], last_used=1000.0)
-        engine.now += server.SILENT_SECONDS
+        engine.now += server.NEWCOMER_SECONDS
         with patch.object(engine, "longest_idle", side_effect=AssertionError("looked through all")):
             newest = connect(service)[1].tid
         assert set(engine.tunnels) == {greeted_one.tid, *silent[1:], newest}
@@ -116,6 +116,33 @@ def test_no_more_tunnels_than_the_bound():
         assert service.status()["handshakes"]["evicted"] == 2
 
     with_service(test, "10.42.0.1/16")
+
+
+def test_forged_sources_put_nobody_out():
+    """Whoever forges them can say what a client says, but does not hear what it is asked."""
+
+    def test(service, engine):
+        idle = greeted(service, engine, source=("198.51.100.1", 1))
+        asleep = greeted(service, engine, source=("198.51.100.2", 2))
+        engine.remove_tunnel(asleep.tid)
+        service.handle(Dead(asleep.tid))
+        plain = connect(service, ("198.51.100.3", 3))[1]
+        service.handle(Alive(plain.tid))
+        for number in range(600):
+            _, forged = connect(service, (f"203.0.{number % 256}.1", 9))
+            service.handle(Alive(forged.tid))
+            said(service, forged.tid, control.Hello(1, control.FEATURE_RESUME, 1396))
+            engine.now += 0.1
+            if number % 3 == 0:
+                engine.remove_tunnel(forged.tid)
+                service.handle(Dead(forged.tid))
+        assert idle.tid in engine.tunnels
+        assert service.status()["reserved_addresses"] == 1
+        assert service._tenants.address(asleep.tid) == IPv4Address("10.42.0.3")
+        assert list(engine.cookies) == [plain.tid]  # it may have been there, and can come back
+        assert len(service._resumption) < 300
+
+    with_service(test, "10.42.0.1/24")
 
 
 def test_one_network_puts_nobody_else_out():

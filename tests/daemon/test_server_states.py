@@ -93,6 +93,7 @@ class Server(RuleBasedStateMachine):
         self.hears(old[-1].tid)
         self.late.append(Control(old[-1].tid, control.encode([HELLO], CLIENT)))
         self.deliver_all()
+        self.service._tenants.confirmed(old[-1].tid, ELSEWHERE)
         if gone and old[-1].tid in self.engine.tunnels:
             self.engine.remove_tunnel(old[-1].tid)
             self.late.append(Dead(old[-1].tid))

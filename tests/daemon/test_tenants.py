@@ -46,27 +46,31 @@ def test_a_full_subnet_takes_no_search():
     assert str(take(tenants, b"new")) == "10.42.0.9"
 
 
-def test_the_oldest_silent_one_once_it_is_old():
+def test_the_oldest_that_is_not_known_once_it_is_old():
     tenants = Tenants(IPv4Interface("10.42.0.1/24"))
-    assert tenants.oldest_silent(100.0) is None
+    assert tenants.oldest_newcomer(100.0) is None
     tids = [bytes([n]) for n in range(10)]
     for now, tid in enumerate(tids):
         take(tenants, tid, float(now))
-    assert tenants.oldest_silent(-0.5) is None
-    assert tenants.oldest_silent(0.0) == tids[0]
+        tenants.heard(tid)
+    assert tenants.oldest_newcomer(-0.5) is None
+    assert tenants.oldest_newcomer(0.0) == tids[0]
     for tid in tids[1:5]:
-        tenants.heard(tid)
-    assert tenants.oldest_silent(4.0) == tids[0]
+        tenants.confirmed(tid, SOURCE)
+    assert tenants.oldest_newcomer(4.0) == tids[0]
     tenants.release(tids[0])
-    assert tenants.oldest_silent(4.0) is None
-    assert tenants.oldest_silent(5.0) == tids[5]
+    assert tenants.oldest_newcomer(4.0) is None
+    assert tenants.oldest_newcomer(5.0) == tids[5]
     tenants.reserve(tids[5])
-    tenants.heard(tids[6])
-    assert tenants.oldest_silent(9.0) == tids[7]
+    tenants.confirmed(tids[6], SOURCE)
+    assert tenants.oldest_newcomer(9.0) == tids[7]
     assert tenants.tids() == [*tids[1:5], *tids[6:]]
-    for tid in tids[7:]:
-        tenants.heard(tid)
-    assert tenants.oldest_silent(100.0) is None
+    assert tenants.succeed(tids[7], tids[1]) is not None  # who continues somebody known is
+    assert tenants.oldest_newcomer(9.0) == tids[8]
+    assert tenants.succeed(tids[6], tids[9]) is not None
+    assert tenants.get(tids[6]).known
+    tenants.confirmed(tids[8], SOURCE)
+    assert tenants.oldest_newcomer(100.0) is None
 
 
 def test_a_reserved_address_waits_for_its_tunnel():

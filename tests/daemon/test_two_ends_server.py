@@ -14,6 +14,7 @@ def test_a_client_that_made_room_goes_on_where_it_was(tmp_path, monkeypatch):
     async def scenario(ends: TwoEnds) -> None:
         ends.look_up()
         await ends.say()
+        await asyncio.sleep(1)  # until it has answered the server's question
         ends.server._evict(clock.boottime())
         assert ends.tunnels()[1] == 0
         await ends.say()
