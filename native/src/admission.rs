@@ -1,15 +1,14 @@
 //! Which datagrams that are no tunnel packets reach the control plane; as pqtun/pump/admission.py. What it keeps has a
 //! fixed size, and what is no handshake, cookie or hint costs a look at its length.
 
-use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::bucket::Bucket;
 use crate::limits::{
-    ALL_BURST_SECONDS, EXPECTED_SECONDS, HINTS_PER_SECOND, IPV4_PREFIX_BYTES, IPV6_PREFIX_BYTES, PREFIX_BURST_SECONDS,
-    PREFIX_SLOTS, UNEXPECTED_SHARE,
+    ALL_BURST_SECONDS, EXPECTED_SECONDS, HINTS_PER_SECOND, PREFIX_BURST_SECONDS, PREFIX_SLOTS, UNEXPECTED_SHARE,
 };
+use crate::prefixes::Slots;
 use crate::tunnel::{COOKIE, COOKIE_PREFIX};
 
 /// 01 00, c0, c1, t1, c3, t3 (doc/protocol.md section 5)
@@ -32,8 +31,7 @@ pub struct Admission {
 
 struct Server {
     limits: Limits,
-    /// So that nobody can aim at another's slot.
-    key: RandomState,
+    slots: Slots,
     state: Mutex<State>,
 }
 
@@ -59,7 +57,7 @@ impl Admission {
             };
             Server {
                 limits,
-                key: RandomState::new(),
+                slots: Slots::new(PREFIX_SLOTS),
                 state: Mutex::new(State {
                     slots: vec![slot; PREFIX_SLOTS].into_boxed_slice(),
                     expected: Bucket::new(burst(limits.per_second), now),
@@ -76,7 +74,7 @@ impl Admission {
     /// The next handshake may well come from this outer address: its prefix is expected for some time.
     pub fn expect(&self, host: IpAddr, now: f64) {
         if let Some(server) = &self.server {
-            let slot = server.slot(host);
+            let slot = server.slots.of(host);
             server.state().slots[slot].expected_until = now + EXPECTED_SECONDS;
         }
     }
@@ -113,7 +111,7 @@ impl Admission {
 impl Server {
     fn admit(&self, host: IpAddr, now: f64) -> Result<bool, &'static str> {
         let Limits { per_second, per_prefix } = self.limits;
-        let slot = self.slot(host);
+        let slot = self.slots.of(host);
         let mut state = self.state();
         let Slot { bucket, expected_until } = &mut state.slots[slot];
         if !bucket.take(1.0, per_prefix, per_prefix * PREFIX_BURST_SECONDS, now) {
@@ -134,14 +132,6 @@ impl Server {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn slot(&self, host: IpAddr) -> usize {
-        let hash = match host {
-            IpAddr::V4(ip) => self.key.hash_one(&ip.octets()[..IPV4_PREFIX_BYTES]),
-            IpAddr::V6(ip) => self.key.hash_one(&ip.octets()[..IPV6_PREFIX_BYTES]),
-        };
-        hash as usize % PREFIX_SLOTS
     }
 }
 

@@ -93,7 +93,7 @@ fn expected_sources_have_a_bucket_of_their_own() {
 fn slots_differ_from_engine_to_engine() {
     let slots = || {
         let server = Admission::new(Some(LIMITS), 0.0).server.unwrap();
-        let of = |n: u8| server.slot(IpAddr::from([192, 0, n, 1]));
+        let of = |n: u8| server.slots.of(IpAddr::from([192, 0, n, 1]));
         (0..=255).map(of).collect::<Vec<_>>()
     };
     assert_ne!(slots(), slots());

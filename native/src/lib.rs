@@ -12,6 +12,7 @@ pub mod lane;
 pub mod limits;
 pub mod offload;
 pub mod packet;
+pub mod prefixes;
 pub mod receiver;
 pub mod schedule;
 pub mod secret;

@@ -15,6 +15,9 @@ pub const FORGED_PRICE: f64 = 10.0;
 pub const UNCONFIRMED_BYTES: f64 = 262_144.0;
 pub const UNCONFIRMED_RATE: f64 = 25_600.0;
 pub const UNCONFIRMED_FACTOR: u64 = 3;
+pub const UNCONFIRMED_PREFIX_BYTES: f64 = 2_097_152.0;
+pub const UNCONFIRMED_PREFIX_RATE: f64 = 200_000.0;
+pub const UNCONFIRMED_PREFIX_SLOTS: usize = 1 << 12;
 pub const CONTROL_RATE: f64 = 100.0;
 pub const CONTROL_BURST: f64 = 200.0;
 

@@ -181,6 +181,10 @@ impl Core {
         Ok(())
     }
 
+    fn next_epoch(&mut self, tid: Key) {
+        self.engine.next_epoch(&tid);
+    }
+
     fn expect(&mut self, host: IpAddr) {
         self.engine.expect(host.to_canonical());
     }
@@ -342,6 +346,9 @@ fn bounds() -> Vec<(&'static str, f64)> {
         ("UNCONFIRMED_BYTES", limits::UNCONFIRMED_BYTES),
         ("UNCONFIRMED_RATE", limits::UNCONFIRMED_RATE),
         ("UNCONFIRMED_FACTOR", limits::UNCONFIRMED_FACTOR as f64),
+        ("UNCONFIRMED_PREFIX_BYTES", limits::UNCONFIRMED_PREFIX_BYTES),
+        ("UNCONFIRMED_PREFIX_RATE", limits::UNCONFIRMED_PREFIX_RATE),
+        ("UNCONFIRMED_PREFIX_SLOTS", limits::UNCONFIRMED_PREFIX_SLOTS as f64),
         ("CONTROL_RATE", limits::CONTROL_RATE),
         ("CONTROL_BURST", limits::CONTROL_BURST),
         ("HELD_PACKETS_PER_PEER", limits::HELD_PACKETS_PER_PEER as f64),

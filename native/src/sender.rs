@@ -162,7 +162,10 @@ impl Sender {
         }
         let mut want = (text.count() - done).min(MAX_SEGMENTS);
         if !side.confirmed {
-            want = tunnel.afford(&mut side, (done..done + want).map(|n| OVERHEAD + text.len(n)), now);
+            let cookie = if side.cookie.is_some() { COOKIE } else { 0 };
+            let size = |n| OVERHEAD + text.len(n) + if n == done { cookie } else { 0 };
+            let sizes = (done..done + want).map(size);
+            want = tunnel.afford(&mut side, &self.shared.unconfirmed, sizes, now);
             if want == 0 {
                 side.drops.count("unconfirmed");
                 return 1; // a shorter one may still go

@@ -8,6 +8,7 @@ use crate::drops::Drops;
 use crate::events::{Event, Events};
 use crate::offload::Offload;
 use crate::packet::{Inbound, Outbound};
+use crate::prefixes::Unconfirmed;
 use crate::table::Table;
 use crate::waiting::{Early, Held};
 
@@ -34,6 +35,7 @@ pub struct Shared {
     pub events: Events,
     drops: Mutex<Drops>,
     pub admission: Admission,
+    pub unconfirmed: Unconfirmed,
     pub outbound: Outbound,
     /// Where packets from tunnels go.
     host: [u8; 4],
@@ -62,6 +64,7 @@ impl Shared {
         } = place;
         Shared {
             admission: Admission::new(handshakes, clock.now()),
+            unconfirmed: Unconfirmed::new(clock.now()),
             outbound: Outbound::new(own, network, mask, deliver_to).with_ipv6(own6),
             host: deliver_to.unwrap_or(own),
             own6,

@@ -11,6 +11,7 @@ pub use crate::crypto::TAG;
 use crate::drops::Drops;
 use crate::limits::{CONTROL_BURST, CONTROL_RATE, LEAST_MTU, UNCONFIRMED_BYTES, UNCONFIRMED_FACTOR, UNCONFIRMED_RATE};
 use crate::packet::inner::Inbound;
+use crate::prefixes::Unconfirmed;
 use crate::schedule::{Key, ReceiveSchedule, Refused, SendSchedule, Work};
 
 pub const TID: usize = 32;
@@ -210,13 +211,22 @@ impl Tunnel {
     }
 
     /// How many of these datagrams, from the first on, may be sent to the endpoint. Those are counted.
-    pub fn afford(&self, side: &mut SendSide, sizes: impl Iterator<Item = usize>, now: f64) -> usize {
+    pub fn afford(
+        &self,
+        side: &mut SendSide,
+        prefixes: &Unconfirmed,
+        sizes: impl Iterator<Item = usize>,
+        now: f64,
+    ) -> usize {
+        let (bucket, host) = (&mut side.unconfirmed, side.endpoint.ip());
         sizes
             .take_while(|size| {
                 let earned = self.earned.load(Ordering::Relaxed).min(*size as u64);
-                let rest = (*size as u64 - earned) as f64;
-                let enough = side.unconfirmed.take(rest, UNCONFIRMED_RATE, UNCONFIRMED_BYTES, now);
+                let free = (*size as u64 - earned) as f64;
+                let enough = earned == *size as u64
+                    || bucket.holds(free, UNCONFIRMED_RATE, UNCONFIRMED_BYTES, now) && prefixes.take(host, free, now);
                 if enough {
+                    bucket.take(free, UNCONFIRMED_RATE, UNCONFIRMED_BYTES, now);
                     self.earned.fetch_sub(earned, Ordering::Relaxed);
                 }
                 enough

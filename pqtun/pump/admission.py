@@ -6,9 +6,6 @@ live tunnels and new clients need.
 """
 
 from array import array
-from hashlib import blake2b
-from socket import AF_INET, AF_INET6, inet_pton
-from typing import Final
 
 from pqtun.protocol.constants import (
     COOKIE_BYTES,
@@ -20,20 +17,16 @@ from pqtun.protocol.constants import (
     TUNNEL_OVERHEAD,
 )
 from pqtun.protocol.errors import MessageError
-from pqtun.pump.budget import TokenBucket
+from pqtun.pump.budget import PrefixBuckets, TokenBucket
 from pqtun.pump.engine import Datagram, Endpoint, HandshakeLimits
 from pqtun.pump.limits import (
     ALL_BURST_SECONDS,
     EXPECTED_SECONDS,
     HINTS_PER_SECOND,
-    IPV4_PREFIX_BYTES,
-    IPV6_PREFIX_BYTES,
     PREFIX_BURST_SECONDS,
     PREFIX_SLOTS,
     UNEXPECTED_SHARE,
 )
-
-KEY_BYTES: Final = 16
 
 
 class Admission:
@@ -44,14 +37,16 @@ class Admission:
         self._hints = TokenBucket(HINTS_PER_SECOND, HINTS_PER_SECOND, now)
         self._limits = limits
         if limits is not None:
-            self._prefixes = _Prefixes(limits.per_prefix, key, now)
+            burst = limits.per_prefix * PREFIX_BURST_SECONDS
+            self._prefixes = PrefixBuckets(limits.per_prefix, burst, PREFIX_SLOTS, key, now)
+            self._expected_until = array("d", [now]) * PREFIX_SLOTS
             self._expected = _bucket(limits.per_second, now)
             self._others = _bucket(limits.per_second * UNEXPECTED_SHARE, now)
 
     def expect(self, host: str, now: float) -> None:
         """The next handshake may well come from this outer address: its prefix is expected for some time."""
         if self._limits is not None:
-            self._prefixes.expect(host, now)
+            self._expected_until[self._prefixes.slot(host)] = now + EXPECTED_SECONDS
 
     def admit(self, data: bytes, source: Endpoint, now: float) -> Datagram:
         """Return the datagram for the control plane.
@@ -70,9 +65,10 @@ class Admission:
             raise MessageError("datagram_unknown")
         if self._limits is None:
             raise MessageError("handshake_unwanted")
-        within, expected = self._prefixes.take(source[0], now)
-        if not within:
+        slot = self._prefixes.slot(source[0])
+        if not self._prefixes.take(slot, now):
             raise MessageError("handshake_prefix_limit")
+        expected = now < self._expected_until[slot]
         if not (self._expected if expected else self._others).take(now):
             raise MessageError("handshake_limit")
         return Datagram(data, source, expected)
@@ -87,35 +83,6 @@ def behind_cookie(datagram: bytes) -> tuple[bytes, bytes]:
     if datagram.startswith(COOKIE_PREFIX) and packet.startswith(TUNNEL) and len(packet) >= TUNNEL_OVERHEAD:
         return datagram[:COOKIE_BYTES], packet
     return datagram, b""
-
-
-class _Prefixes:
-    """A token bucket for each source prefix, and until when the prefix is expected: slots that prefixes share."""
-
-    def __init__(self, rate: float, key: bytes, now: float) -> None:
-        self._rate = rate
-        self._burst = rate * PREFIX_BURST_SECONDS
-        self._key = key
-        self._levels = array("d", [self._burst]) * PREFIX_SLOTS
-        self._since = array("d", [now]) * PREFIX_SLOTS
-        self._expected_until = array("d", [now]) * PREFIX_SLOTS
-
-    def expect(self, host: str, now: float) -> None:
-        self._expected_until[self._slot(host)] = now + EXPECTED_SECONDS
-
-    def take(self, host: str, now: float) -> tuple[bool, bool]:
-        """Say whether one more is within the prefix's rate, and whether it is expected."""
-        slot = self._slot(host)
-        level = min(self._burst, self._levels[slot] + (now - self._since[slot]) * self._rate)
-        within = level >= 1.0
-        self._levels[slot] = level - 1.0 if within else level
-        self._since[slot] = now
-        return within, now < self._expected_until[slot]
-
-    def _slot(self, host: str) -> int:
-        six = ":" in host
-        prefix = inet_pton(AF_INET6, host)[:IPV6_PREFIX_BYTES] if six else inet_pton(AF_INET, host)[:IPV4_PREFIX_BYTES]
-        return int.from_bytes(blake2b(prefix, digest_size=8, key=self._key).digest(), "big") % PREFIX_SLOTS
 
 
 def _bucket(rate: float, now: float) -> TokenBucket:

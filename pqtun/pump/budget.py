@@ -1,6 +1,22 @@
 """How much may pass in a time: rates of events, and bytes to an endpoint that nobody confirmed. Pure."""
 
-from pqtun.pump.limits import UNCONFIRMED_BYTES, UNCONFIRMED_FACTOR, UNCONFIRMED_RATE
+from array import array
+from hashlib import blake2b
+from socket import AF_INET, AF_INET6, inet_pton
+from typing import Final
+
+from pqtun.pump.limits import (
+    IPV4_PREFIX_BYTES,
+    IPV6_PREFIX_BYTES,
+    UNCONFIRMED_BYTES,
+    UNCONFIRMED_FACTOR,
+    UNCONFIRMED_PREFIX_BYTES,
+    UNCONFIRMED_PREFIX_RATE,
+    UNCONFIRMED_PREFIX_SLOTS,
+    UNCONFIRMED_RATE,
+)
+
+KEY_BYTES: Final = 16
 
 
 class TokenBucket:
@@ -16,11 +32,48 @@ class TokenBucket:
 
     def take(self, now: float, amount: float = 1.0) -> bool:
         """Take so much out. False if there is less, which then stays."""
-        level = min(self._burst, self._level + (now - self._since) * self._rate)
-        self._since = now
-        enough = amount <= level
-        self._level = level - amount if enough else level
+        enough = self.holds(now, amount)
+        if enough:
+            self._level -= amount
         return enough
+
+    def holds(self, now: float, amount: float) -> bool:
+        """Say whether so much could be taken."""
+        self._level = min(self._burst, self._level + (now - self._since) * self._rate)
+        self._since = now
+        return amount <= self._level
+
+
+class PrefixBuckets:
+    """A token bucket for each prefix of outer addresses: slots of a fixed table, which prefixes share."""
+
+    def __init__(self, rate: float, burst: float, slots: int, key: bytes, now: float) -> None:
+        """``key``: random bytes, so that nobody can aim at another's slot."""
+        self._rate = rate
+        self._burst = burst
+        self._slots = slots
+        self._key = key
+        self._levels = array("d", [burst]) * slots
+        self._since = array("d", [now]) * slots
+
+    def slot(self, host: str) -> int:
+        """Return which one the prefix of ``host`` has."""
+        six = ":" in host
+        prefix = inet_pton(AF_INET6, host)[:IPV6_PREFIX_BYTES] if six else inet_pton(AF_INET, host)[:IPV4_PREFIX_BYTES]
+        return int.from_bytes(blake2b(prefix, digest_size=8, key=self._key).digest(), "big") % self._slots
+
+    def take(self, slot: int, now: float, amount: float = 1.0) -> bool:
+        """Take so much out of a slot. False if there is less, which then stays."""
+        level = min(self._burst, self._levels[slot] + (now - self._since[slot]) * self._rate)
+        enough = amount <= level
+        self._levels[slot] = level - amount if enough else level
+        self._since[slot] = now
+        return enough
+
+
+def unconfirmed_prefixes(key: bytes, now: float) -> PrefixBuckets:
+    """Return what all tunnels together may send to unconfirmed endpoints of a prefix, in bytes."""
+    return PrefixBuckets(UNCONFIRMED_PREFIX_RATE, UNCONFIRMED_PREFIX_BYTES, UNCONFIRMED_PREFIX_SLOTS, key, now)
 
 
 class SendBudget:
@@ -28,7 +81,7 @@ class SendBudget:
 
     An endpoint is believed as soon as a packet from it authenticates, but the peer can have given somebody else's
     address as its own. Until the peer was shown to be reached there, little is sent: some bytes, which all endpoints
-    of the tunnel share, and a multiple of those that came from there.
+    of the tunnel share and all tunnels to the endpoint's network, and a multiple of those that came from there.
     """
 
     __slots__ = ("_bucket", "_credit", "confirmed")
@@ -48,12 +101,15 @@ class SendBudget:
         if not self.confirmed:
             self._credit += UNCONFIRMED_FACTOR * size
 
-    def take(self, size: int, now: float) -> bool:
-        """Say whether a datagram of ``size`` bytes may be sent to the endpoint, and count it if so."""
+    def take(self, size: int, host: str, prefixes: PrefixBuckets, now: float) -> bool:
+        """Say whether a datagram of ``size`` bytes may be sent to the endpoint, at ``host``, and count it if so."""
         if self.confirmed:
             return True
         earned = min(size, self._credit)
-        if not self._bucket.take(now, size - earned):
-            return False
+        free = size - earned
+        if free:
+            if not (self._bucket.holds(now, free) and prefixes.take(prefixes.slot(host), now, free)):
+                return False
+            self._bucket.take(now, free)
         self._credit -= earned
         return True

@@ -45,7 +45,7 @@ class Alive:
 class Roamed:
     """An authenticated packet, newer than all before it, came from this source, which is now sent to.
 
-    Within a budget (``limits.UNCONFIRMED_BYTES``), until ``confirm`` says that the peer is reached there.
+    Within a budget (``limits.UNCONFIRMED_*``), until ``confirm`` says that the peer is reached there.
     """
 
     tid: bytes
@@ -210,6 +210,12 @@ class Engine(Protocol):
 
         Programs that send larger ones are told (ICMP), and TCP connections that begin learn of it (MSS), from both
         sides. Unknown tunnel: nothing happens.
+        """
+
+    def next_epoch(self, tid: bytes) -> None:
+        """Begin a new sending epoch with the next packet: a peer that has lost its way in this one hears it.
+
+        Unknown tunnel, or there is no next epoch: nothing happens.
         """
 
     def expect(self, host: str) -> None:

@@ -37,6 +37,12 @@ CONTROL_BURST: Final = 200.0
 UNCONFIRMED_BYTES: Final = 256 << 10
 UNCONFIRMED_RATE: Final = 25_600.0
 UNCONFIRMED_FACTOR: Final = 3
+# The same for all tunnels whose peers claim to be in one network, because anybody can have many tunnels: eight at once
+# have all of theirs, after which 1.6 Mbit/s is no flood to anybody. What came from there is answered on top of it. So
+# many slots keep apart the networks that anybody moves to at one time, and take 64 KiB.
+UNCONFIRMED_PREFIX_BYTES: Final = 2 << 20
+UNCONFIRMED_PREFIX_RATE: Final = 200_000.0
+UNCONFIRMED_PREFIX_SLOTS: Final = 1 << 12
 
 # Handshakes and returned cookies a second that a server looks at. A core does some 5000; the rest of its time is for
 # packets. Of a prefix two seconds' worth may come at once (many clients behind one address), of all a quarter's.
@@ -46,7 +52,8 @@ PREFIX_BURST_SECONDS: Final = 2.0
 ALL_BURST_SECONDS: Final = 0.25
 UNEXPECTED_SHARE: Final = 0.25  # of HANDSHAKES_PER_SECOND, beside it, for sources that nobody expects
 
-# Source prefixes: as many address bits as one customer usually has. They share slots of a fixed table by a keyed hash.
+# Prefixes of outer addresses: as many address bits as one customer usually has. They share slots of fixed tables by a
+# keyed hash.
 IPV4_PREFIX_BYTES: Final = 3
 IPV6_PREFIX_BYTES: Final = 7
 PREFIX_SLOTS: Final = 1 << 16

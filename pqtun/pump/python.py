@@ -27,6 +27,7 @@ from pqtun.protocol.schedule import KeyBlocks
 from pqtun.protocol.tunnel import Tunnel
 from pqtun.pump import admission
 from pqtun.pump.alarm import Alarm
+from pqtun.pump.budget import KEY_BYTES, unconfirmed_prefixes
 from pqtun.pump.early import EarlyPackets
 from pqtun.pump.engine import (
     Alive,
@@ -89,7 +90,8 @@ class PythonEngine:
         self._host = deliver_to or own
         self._own6 = own6
         self._outbound = Outbound(own, subnet, deliver_to, own6)
-        self._admission = admission.Admission(handshakes, os.urandom(admission.KEY_BYTES), clock())
+        self._admission = admission.Admission(handshakes, os.urandom(KEY_BYTES), clock())
+        self._unconfirmed = unconfirmed_prefixes(os.urandom(KEY_BYTES), clock())
         self._clock = clock
         self._loop = loop
         self._events = EventQueue(loop)
@@ -187,6 +189,13 @@ class PythonEngine:
         link = self._routes.get(tid)
         if link is not None:
             link.mtu = max(mtu, LEAST_MTU)
+
+    def next_epoch(self, tid: bytes) -> None:
+        """Begin a new sending epoch."""
+        link = self._routes.get(tid)
+        if link is not None:
+            link.tunnel.next_epoch(self._clock())
+            clear_traces()
 
     def expect(self, host: str) -> None:
         """Let handshakes from the prefix of ``host`` go first."""
@@ -330,7 +339,8 @@ class PythonEngine:
             link.last_used = now
 
     def _send(self, link: Link, plaintext: bytes, now: float) -> bool:
-        if not link.budget.take(TUNNEL_OVERHEAD + len(plaintext), now):
+        size = TUNNEL_OVERHEAD + len(plaintext) + len(link.cookie or b"")
+        if not link.budget.take(size, link.endpoint[0], self._unconfirmed, now):
             link.drops["unconfirmed"] += 1
             return False
         try:

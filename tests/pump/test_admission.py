@@ -7,20 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pqtun.protocol.errors import MessageError
-from pqtun.pump.admission import KEY_BYTES, Admission
-from pqtun.pump.budget import SendBudget, TokenBucket
+from pqtun.pump.admission import Admission
+from pqtun.pump.budget import KEY_BYTES, SendBudget, TokenBucket, unconfirmed_prefixes
 from pqtun.pump.engine import Datagram, HandshakeLimits
 from pqtun.pump.limits import (
     EXPECTED_SECONDS,
     HINTS_PER_SECOND,
     UNCONFIRMED_BYTES,
     UNCONFIRMED_FACTOR,
+    UNCONFIRMED_PREFIX_BYTES,
+    UNCONFIRMED_PREFIX_RATE,
     UNCONFIRMED_RATE,
 )
 
 HANDSHAKE = b"\1\0" + bytes(1297)
 COOKIE = b"pqccookE" + bytes(136)
 KEY = bytes(range(KEY_BYTES))
+HOST = "192.0.2.1"
 
 
 def admitted(admission: Admission, host: str, now: float, data: bytes = HANDSHAKE) -> str:
@@ -65,9 +68,10 @@ def test_what_is_too_much_takes_nothing() -> None:
 def test_no_victim_gets_more_than_its_budget(steps: list[tuple[str, int, float]]) -> None:
     """However the peer moves: each place gets three times what came from there, and all together one budget."""
     budget, now = SendBudget(False, 0.0), 0.0
+    prefixes = unconfirmed_prefixes(KEY, 0.0)
     received, sent, beyond = 0, 0, 0
     for step, size, pause in steps:
-        if step == "s" and budget.take(size, now):
+        if step == "s" and budget.take(size, HOST, prefixes, now):
             sent += size
         elif step == "r":
             budget.received(size)
@@ -82,17 +86,52 @@ def test_no_victim_gets_more_than_its_budget(steps: list[tuple[str, int, float]]
 
 
 def test_a_confirmed_endpoint_earns_nothing_for_later() -> None:
-    budget = SendBudget(True, 0.0)
+    budget, prefixes = SendBudget(True, 0.0), unconfirmed_prefixes(KEY, 0.0)
     for _ in range(1000):
         budget.received(1400)
-        assert budget.take(1400, 0.0)
+        assert budget.take(1400, HOST, prefixes, 0.0)
     budget.moved()
     sent = 0
-    while budget.take(1000, 0.0):
+    while budget.take(1000, HOST, prefixes, 0.0):
         sent += 1000
     assert UNCONFIRMED_BYTES - 1000 < sent <= UNCONFIRMED_BYTES
     budget.confirmed = True
-    assert budget.take(1 << 30, 0.0)
+    assert budget.take(1 << 30, HOST, prefixes, 0.0)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 39), st.sampled_from("sssssrm"), st.integers(1000, 300_000), st.floats(0, 0.2)),
+        max_size=200,
+    )
+)
+def test_no_network_gets_more_than_its_budget(steps: list[tuple[int, str, int, float]]) -> None:
+    """However many tunnels there are, and wherever in it they move."""
+    budgets, now = [SendBudget(False, 0.0) for _ in range(40)], 0.0
+    prefixes = unconfirmed_prefixes(KEY, 0.0)
+    sent = received = 0
+    for number, step, size, pause in steps:
+        now += pause
+        if step == "s" and budgets[number].take(size, f"192.0.2.{number}", prefixes, now):
+            sent += size
+        elif step == "r":
+            budgets[number].received(size)
+            received += size
+        elif step == "m":
+            budgets[number].moved()
+        most = UNCONFIRMED_PREFIX_BYTES + UNCONFIRMED_PREFIX_RATE * now + UNCONFIRMED_FACTOR * received
+        assert sent <= most + 1e-6
+
+
+def test_what_one_bound_refuses_is_not_taken_from_the_other() -> None:
+    prefixes = unconfirmed_prefixes(KEY, 0.0)
+    for _ in range(UNCONFIRMED_PREFIX_BYTES // UNCONFIRMED_BYTES):
+        budget = SendBudget(False, 0.0)
+        assert not budget.take(UNCONFIRMED_BYTES + 1, HOST, prefixes, 0.0)
+        assert budget.take(UNCONFIRMED_BYTES, HOST, prefixes, 0.0)
+    budget = SendBudget(False, 0.0)
+    assert not budget.take(UNCONFIRMED_BYTES, HOST, prefixes, 0.0)
+    assert budget.take(UNCONFIRMED_BYTES, "2001:db8::1", prefixes, 0.0)
 
 
 # -- what is admitted
@@ -145,7 +184,7 @@ def test_the_key_decides_who_shares_a_slot() -> None:
     slots = []
     for key in (KEY, KEY[::-1]):
         admission = Admission(HandshakeLimits(100, 100), key, 0.0)
-        slots.append([admission._prefixes._slot(host) for host in hosts])
+        slots.append([admission._prefixes.slot(host) for host in hosts])
         assert len(set(slots[-1])) > 1900  # 2000 of 2^16: 30 pairs or so share one
     assert sum(one == other for one, other in zip(*slots, strict=True)) < 10
 

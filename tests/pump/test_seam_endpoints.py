@@ -6,8 +6,15 @@ from ipaddress import IPv4Address
 import pytest
 
 from pqtun.protocol import control
+from pqtun.protocol.constants import COOKIE_BYTES, COOKIE_PREFIX
 from pqtun.pump.engine import Alive, Roamed
-from pqtun.pump.limits import UNCONFIRMED_BYTES, UNCONFIRMED_FACTOR, UNCONFIRMED_RATE
+from pqtun.pump.limits import (
+    UNCONFIRMED_BYTES,
+    UNCONFIRMED_FACTOR,
+    UNCONFIRMED_PREFIX_BYTES,
+    UNCONFIRMED_PREFIX_RATE,
+    UNCONFIRMED_RATE,
+)
 from tests.pump import packets as p
 from tests.pump.conftest import Play, ipv6
 from tests.pump.rig import OTHER, PEER, Far, Rig, delivered, endpoint_of, from_far, to_far
@@ -119,8 +126,10 @@ def within(bytes_sent: int, budget: float) -> bool:
     return budget - 1400 < bytes_sent <= budget
 
 
-def unconfirmed(rig: Rig, number: int = 1, inner: str = PEER) -> Far:
+def unconfirmed(rig: Rig, number: int = 1, inner: str = PEER, host: str = "127.0.0.1") -> Far:
     far = rig.far(number, None)
+    far.socket = rig.udp_socket(host)
+    far.endpoint = endpoint_of(far.socket)
     rig.engine.add_tunnel(far.ours, IPv4Address(inner), far.endpoint, confirmed=False)
     return far
 
@@ -251,6 +260,84 @@ def test_the_budget_is_the_control_plane_s_too_and_each_tunnel_s_own(play: Play)
         rig.engine.send_inner(far.tid, bytes(rest - OVERHEAD))
         assert await sent(rig, far) == rest
         assert within(await flood(rig, other, 420_000, inner=OTHER), UNCONFIRMED_BYTES)
+
+    play(scenario)
+
+
+CROWD = UNCONFIRMED_PREFIX_BYTES // UNCONFIRMED_BYTES + 3
+
+
+def inner_of(number: int) -> str:
+    return f"10.43.1.{number}"
+
+
+async def flood_crowd(rig: Rig, crowd: list[Far], size: int) -> list[int]:
+    """As ``flood``, to each of these tunnels, which are those for ``inner_of(1)`` and so on."""
+    return [await flood(rig, far, size, inner=inner_of(number)) for number, far in enumerate(crowd, 1)]
+
+
+def unconfirmed_crowd(rig: Rig) -> list[Far]:
+    """More tunnels, to hosts of one network, than it gets packets for."""
+    return [unconfirmed(rig, n, inner_of(n), f"127.0.9.{n}") for n in range(1, CROWD + 1)]
+
+
+def test_tunnels_to_one_network_share_what_it_gets(play: Play) -> None:
+    """Anybody can have many tunnels; all of them together are no flood either."""
+
+    async def scenario(rig: Rig) -> None:
+        crowd = unconfirmed_crowd(rig)
+        got = await flood_crowd(rig, crowd, 294_000)
+        assert UNCONFIRMED_PREFIX_BYTES - 1400 < sum(got) <= UNCONFIRMED_PREFIX_BYTES
+        assert got[-1] == 0
+        assert rig.tunnel_drops(crowd[-1].tid) == {"unconfirmed": 210}
+        await rig.pass_time(1)
+        got = await flood_crowd(rig, crowd, 70_000)
+        assert UNCONFIRMED_PREFIX_RATE - 1400 < sum(got) <= UNCONFIRMED_PREFIX_RATE + 1400
+        rig.engine.confirm(crowd[0].tid, crowd[0].endpoint)
+        assert await flood(rig, crowd[0], 420_000, inner=inner_of(1)) == 420_000
+        # Another network has its own, and what was refused has not come out of what the tunnel has.
+        datagram = crowd[-1].seal(from_far(b"moved"))
+        crowd[-1].send(datagram, moved := rig.udp_socket("127.0.10.1"))
+        await rig.settle()
+        there = await flood(rig, crowd[-1], 420_000, moved, inner=inner_of(CROWD))
+        assert within(there, UNCONFIRMED_BYTES + UNCONFIRMED_FACTOR * len(datagram))
+
+    play(scenario)
+
+
+def test_what_came_from_a_network_is_answered_beyond_what_it_gets(play: Play) -> None:
+    async def scenario(rig: Rig) -> None:
+        crowd = unconfirmed_crowd(rig)
+
+        async def earn(far: Far) -> int:
+            datagrams = [far.seal(from_far(bytes(1000))) for _ in range(30)]
+            for datagram in datagrams:
+                far.send(datagram)
+            await rig.settle()
+            return UNCONFIRMED_FACTOR * sum(map(len, datagrams))
+
+        earned = await earn(crowd[0])
+        assert await flood(rig, crowd[0], earned // 1400 * 1400, inner=inner_of(1)) == earned // 1400 * 1400
+        got = await flood_crowd(rig, crowd, 294_000)
+        assert UNCONFIRMED_PREFIX_BYTES - 1400 < sum(got) <= UNCONFIRMED_PREFIX_BYTES + 1400
+        earned = await earn(crowd[-1])
+        assert earned - 1400 < await flood(rig, crowd[-1], 140_000, inner=inner_of(CROWD)) <= earned + 1400
+
+    play(scenario)
+
+
+def test_a_returned_cookie_is_within_the_budget(play: Play) -> None:
+    async def scenario(rig: Rig) -> None:
+        far = unconfirmed(rig)
+        left = UNCONFIRMED_BYTES - await flood(rig, far, 420_000)
+        datagram = far.seal(COOKIE_PREFIX + bytes(COOKIE_BYTES - len(COOKIE_PREFIX)))
+        far.send(datagram)
+        await rig.settle()
+        left += UNCONFIRMED_FACTOR * len(datagram)
+        rig.engine.send_inner(far.tid, bytes(left - COOKIE_BYTES - OVERHEAD + 1))
+        assert await sent(rig, far) == 0
+        rig.engine.send_inner(far.tid, bytes(left - COOKIE_BYTES - OVERHEAD))
+        assert await sent(rig, far) == left
 
     play(scenario)
 
