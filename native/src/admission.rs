@@ -79,6 +79,11 @@ impl Admission {
         }
     }
 
+    /// Whether this host takes handshakes.
+    pub fn is_server(&self) -> bool {
+        self.server.is_some()
+    }
+
     /// Whether a datagram that the control plane is to see was expected.
     ///
     /// Refused: datagram_unknown, handshake_unwanted (at a client), handshake_prefix_limit, handshake_limit,

@@ -177,6 +177,10 @@ impl Receiver {
     fn opened(&mut self, tunnel: &Tunnel, side: &mut ReceiveSide, text: Range<usize>, now: f64) {
         let plaintext = &mut self.arena[text.clone()];
         if plaintext.starts_with(COOKIE_PREFIX) {
+            if self.shared.admission.is_server() {
+                side.drops.count("cookie_unwanted"); // only servers make cookies
+                return;
+            }
             match tunnel.take_cookie(side, plaintext, now) {
                 Ok(()) => self
                     .shared

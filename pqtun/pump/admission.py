@@ -43,6 +43,11 @@ class Admission:
             self._expected = _bucket(limits.per_second, now)
             self._others = _bucket(limits.per_second * UNEXPECTED_SHARE, now)
 
+    @property
+    def of_server(self) -> bool:
+        """Whether this host takes handshakes."""
+        return self._limits is not None
+
     def expect(self, host: str, now: float) -> None:
         """The next handshake may well come from this outer address: its prefix is expected for some time."""
         if self._limits is not None:

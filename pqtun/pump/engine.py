@@ -72,7 +72,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Cookie:
-    """An authenticated plaintext that begins as a cookie does; its length is not checked."""
+    """An authenticated plaintext that is a cookie's, by its first bytes and its length; at a client only."""
 
     tid: bytes
     cookie: bytes

@@ -452,6 +452,8 @@ class PythonEngine:
 
     def _keep_cookie(self, link: Link, cookie: bytes, now: float) -> None:
         """The server has gone to the next epoch in both directions; so do we, at once (section 7)."""
+        if self._admission.of_server:  # only servers make cookies
+            raise MessageError("cookie_unwanted")
         if len(cookie) != COOKIE_BYTES:
             raise MessageError("cookie_length")
         link.tunnel.step(now)

@@ -416,7 +416,7 @@ REASONS = {
     *("inner_total_length", "inner_options", "inner_source_route", "inner_fragment", "inner_tcp_length"),
     *("inner_udp_length", "inner_icmp_quote", "inner_icmp_redirect", "inner6_short", "inner6_length"),
     *("inner6_hop_by_hop", "inner6_routing", "inner6_options", "inner6_fragment", "inner6_tcp_length"),
-    *("inner6_udp_length", "inner6_icmp_type", "inner6_icmp_quote"),
+    *("inner6_udp_length", "inner6_icmp_type", "inner6_icmp_quote", "cookie_unwanted"),
 }
 EVENTS = {kind.__name__ for kind in (Alive, Control, Cookie, Datagram, Dead, Roamed, Wanted)}
 

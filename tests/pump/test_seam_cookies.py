@@ -6,6 +6,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from pqtun.protocol import cookie
+from pqtun.protocol.constants import COOKIE_BYTES, COOKIE_PREFIX
 from pqtun.protocol.handshake import Session
 from pqtun.protocol.tunnel import Tunnel
 from pqtun.pump.engine import Alive, Cookie, Datagram, HandshakeLimits, Wanted
@@ -152,6 +153,25 @@ def test_a_tunnel_may_come_back_under_its_own_id(play: Play) -> None:
         assert rig.engine.stats().tunnels == []
 
     play(scenario)
+
+
+def test_a_server_keeps_no_cookies_of_its_clients(play: Play) -> None:
+    """It would go to another epoch and return it, as often as a client likes."""
+
+    async def scenario(rig: Rig) -> None:
+        far = rig.far()
+        for text in (COOKIE_PREFIX + bytes(COOKIE_BYTES - len(COOKIE_PREFIX)), COOKIE_PREFIX):
+            far.send(far.seal(text))
+        far.send_packet(b"still epoch 0")
+        assert await rig.delivered() == delivered(b"still epoch 0")
+        await rig.settle()
+        assert rig.tunnel_drops(far.tid) == {"cookie_unwanted": 2}
+        assert (rig.stats(far).send_epoch, rig.stats(far).recv_epoch) == (0, 0)
+        rig.write(to_far(b"down"))
+        assert await far.plaintext() == p.cleared(to_far(b"down"))
+        assert rig.events == [Alive(far.tid)]
+
+    play(scenario, handshakes=HandshakeLimits(per_second=100, per_prefix=100))
 
 
 # -- both ends are engines
