@@ -230,6 +230,14 @@ impl Engine {
         lane.settle(false);
     }
 
+    /// Begins a new sending epoch before the time of this one is over.
+    pub fn next_epoch(&mut self, tid: &Tid) {
+        if let (Some(tunnel), Some(Control { lane, .. })) = (self.shared.table.tunnel(tid), &mut self.control) {
+            tunnel.send_side().keys.begin_next(self.shared.clock.now());
+            lane.settle(false);
+        }
+    }
+
     pub fn expect(&mut self, host: IpAddr) {
         self.shared.admission.expect(host, self.shared.clock.now());
     }

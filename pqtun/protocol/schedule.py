@@ -92,6 +92,11 @@ class SendSchedule:
         if self.counter > LAST_COUNTER:
             self._step(now)
 
+    def begin_next(self, now: float) -> None:
+        """Begin the next epoch, unless its time has come anyway or this is the last one."""
+        if not self.due(now) and self.epoch < LAST_EPOCH:
+            self._step(now)
+
     def step_up_to(self, epoch: int, now: float) -> None:
         """Follow the peer, whose clock may be ahead of ours."""
         while self.epoch < epoch:

@@ -3,11 +3,12 @@
 from collections import Counter
 from ipaddress import IPv4Address
 
-from pqtun.protocol.constants import HEADER_BYTES, TID_BYTES
+from pqtun.protocol.constants import CONTROL_PROTOCOL, HEADER_BYTES, TID_BYTES
 from pqtun.protocol.tunnel import Tunnel
 from pqtun.pump.budget import SendBudget, TokenBucket
 from pqtun.pump.engine import Endpoint, TunnelStats
-from pqtun.pump.inner import Inbound
+from pqtun.pump.icmp import echo_token
+from pqtun.pump.inner import IPV4_HEADER_BYTES, Inbound
 from pqtun.pump.limits import CONTROL_BURST, CONTROL_RATE
 
 _INDEX_AT = 2 + TID_BYTES
@@ -117,3 +118,10 @@ class Link:
             bytes_received=self.bytes_received,
             drops=dict(self.drops),
         )
+
+
+def for_control_plane(plaintext: bytes) -> bool:
+    """Whether a plaintext is for the control plane: a control packet (section 8) or the answer to an echo of ours."""
+    if len(plaintext) < IPV4_HEADER_BYTES or plaintext[0] >> 4 != 4:
+        return False
+    return plaintext[9] == CONTROL_PROTOCOL or echo_token(plaintext) is not None

@@ -146,6 +146,10 @@ class NativeEngine:
         """Send no inner packet of more than ``mtu`` bytes."""
         self._core.set_mtu(tid, mtu)
 
+    def next_epoch(self, tid: bytes) -> None:
+        """Begin a new sending epoch."""
+        self._core.next_epoch(tid)
+
     def expect(self, host: str) -> None:
         """Let handshakes from the prefix of ``host`` go first."""
         self._core.expect(host)

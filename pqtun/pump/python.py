@@ -13,7 +13,6 @@ from typing import Final
 
 from pqtun.protocol import cookie
 from pqtun.protocol.constants import (
-    CONTROL_PROTOCOL,
     COOKIE_BYTES,
     COOKIE_PREFIX,
     TID_BYTES,
@@ -46,10 +45,10 @@ from pqtun.pump.engine import (
 )
 from pqtun.pump.events import EventQueue
 from pqtun.pump.held import HeldPackets
-from pqtun.pump.icmp import echo_token, host_unreachable, too_big
-from pqtun.pump.inner import IPV4_HEADER_BYTES, Inbound, Outbound, clear_destination, largest
+from pqtun.pump.icmp import host_unreachable, too_big
+from pqtun.pump.inner import Inbound, Outbound, clear_destination, largest
 from pqtun.pump.limits import BATCH, EARLY_SECONDS, HELD_SECONDS, LEAST_MTU, READ_BYTES
-from pqtun.pump.link import Link
+from pqtun.pump.link import Link, for_control_plane
 from pqtun.pump.mss import clamped
 from pqtun.pump.outer import OuterSocket
 from pqtun.pump.routes import Routes
@@ -434,7 +433,7 @@ class PythonEngine:
                 self._report(Roamed(link.tid, source))
             if plaintext.startswith(COOKIE_PREFIX):
                 self._keep_cookie(link, plaintext, now)
-            elif _is_control(plaintext):
+            elif for_control_plane(plaintext):
                 if not link.control.take(now):
                     raise MessageError("control_limit")
                 self._report(Control(link.tid, plaintext))
@@ -493,13 +492,6 @@ class PythonEngine:
             self._report(Dead(link.tid))
         waiting = (self._held.next_deadline(), self._early.next_deadline())
         self._alarm.set(min([self._routes.next_deadline(), *(d for d in waiting if d is not None)]))
-
-
-def _is_control(plaintext: bytes) -> bool:
-    """Whether a plaintext is for the control plane: a control packet (section 8) or the answer to an echo of ours."""
-    if len(plaintext) < IPV4_HEADER_BYTES or plaintext[0] >> 4 != 4:
-        return False
-    return plaintext[9] == CONTROL_PROTOCOL or echo_token(plaintext) is not None
 
 
 def _errno_name(error: OSError) -> str:

@@ -51,6 +51,13 @@ impl SendSchedule {
         Ok(())
     }
 
+    /// Begins the next epoch, unless its time has come anyway or this is the last one.
+    pub fn begin_next(&mut self, now: f64) {
+        if !self.erased && now < self.expires && self.counter < COUNTERS {
+            let _ = self.step(now); // refused in the last epoch only
+        }
+    }
+
     /// Follows the peer, whose clock may be ahead of ours.
     pub fn step_up_to(&mut self, epoch: u16, now: f64) -> Result<(), Refused> {
         while !self.erased && self.epoch < epoch {
