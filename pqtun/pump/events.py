@@ -4,9 +4,10 @@ import asyncio
 import logging
 import random
 from collections import Counter, deque
+from collections.abc import Callable
 
 from pqtun.pump.engine import Control, Cookie, Datagram, Event, Listener, Roamed
-from pqtun.pump.limits import QUEUED_DATAGRAMS, QUEUED_EVENTS_PER_TUNNEL, QUEUED_PEER_EVENTS
+from pqtun.pump.limits import EVENT_BATCH, QUEUED_DATAGRAMS, QUEUED_EVENTS_PER_TUNNEL, QUEUED_PEER_EVENTS
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +17,7 @@ _PeerEvent = Control | Cookie
 class EventQueue:
     """Delivers events in turns of the event loop of their own: first, in order, those of tunnels, then datagrams.
 
+    Neither takes a whole turn, so that peers who talk much do not keep others from connecting.
     What anybody on the network can cause, what a peer can cause and what all peers together can cause is bounded, each
     by itself. The rest is bounded by the tables that it comes from. Of datagrams the expected go first, and nobody who
     floods the queue decides which of the others stay.
@@ -24,7 +26,8 @@ class EventQueue:
     def __init__(self, loop: asyncio.AbstractEventLoop, datagram_seconds: float = 0.0) -> None:
         """``datagram_seconds``: in one turn datagrams are delivered for so long, one at least; the rest waits.
 
-        Where packets move on the event loop too, they pass between two handshakes if that is 0.
+        So are the events of tunnels before them. Where packets move on the event loop too, they pass between two
+        handshakes if that is 0; of the events of tunnels, which cost less, several are delivered then.
         """
         self._loop = loop
         self._datagram_seconds = datagram_seconds
@@ -90,29 +93,33 @@ class EventQueue:
 
     def _deliver(self) -> None:
         self._scheduled = False
-        for _ in range(len(self._queue)):
-            if self._listener is None:  # closed by the listener
-                return
-            event = self._queue.popleft()
-            if isinstance(event, _PeerEvent):
-                self._delivered(event)
-            elif isinstance(event, Roamed):
-                event = self._roamed.pop(event.tid)
-            self._tell(self._listener, event)
-        end = self._loop.time() + self._datagram_seconds
-        for _ in range(len(self._expected) + len(self._others)):
-            if self._listener is None:
-                return
-            self._tell(self._listener, (self._expected or self._others).popleft())
-            if self._loop.time() >= end:
-                break
+        self._deliver_some(len(self._queue), self._next_of_tunnels, 1 if self._datagram_seconds else EVENT_BATCH)
+        self._deliver_some(len(self._expected) + len(self._others), self._next_datagram, 1)
         self._schedule()
 
-    def _delivered(self, event: _PeerEvent) -> None:
-        self._all_peer_events -= 1
-        self._peer_events[event.tid] -= 1
-        if not self._peer_events[event.tid]:
-            del self._peer_events[event.tid]
+    def _deliver_some(self, waiting: int, take: Callable[[], Event], least: int) -> None:
+        """Deliver what waits, as far as the time goes, but so many at least."""
+        end = self._loop.time() + self._datagram_seconds
+        for number in range(1, waiting + 1):
+            if self._listener is None:  # closed by the listener
+                return
+            self._tell(self._listener, take())
+            if number >= least and self._loop.time() >= end:
+                return
+
+    def _next_datagram(self) -> Event:
+        return (self._expected or self._others).popleft()
+
+    def _next_of_tunnels(self) -> Event:
+        event = self._queue.popleft()
+        if isinstance(event, Roamed):
+            return self._roamed.pop(event.tid)
+        if isinstance(event, _PeerEvent):
+            self._all_peer_events -= 1
+            self._peer_events[event.tid] -= 1
+            if not self._peer_events[event.tid]:
+                del self._peer_events[event.tid]
+        return event
 
     def _tell(self, listener: Listener, event: Event) -> None:
         try:

@@ -64,8 +64,11 @@ EXPECTED_SECONDS: Final = 120.0
 HINTS_PER_SECOND: Final = 10.0
 
 # How long handshakes may keep the event loop in one turn where packets have threads of their own. One takes a fifth of
-# that: the turn itself then costs little, and key requests and timers hardly wait.
+# that: the turn itself then costs little, and key requests and timers hardly wait. The events of tunnels may as long.
 DATAGRAM_TURN_SECONDS: Final = 0.001
+
+# Events of tunnels delivered in one turn where packets have no threads of their own: some milliseconds' work.
+EVENT_BATCH: Final = 64
 
 # No peer is sent less than what every IPv4 host takes in one packet (RFC 791), whatever was said.
 LEAST_MTU: Final = 576

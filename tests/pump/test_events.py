@@ -8,7 +8,7 @@ import pytest
 from pqtun.pump import events
 from pqtun.pump.engine import Alive, Control, Cookie, Datagram, Dead, Event, Roamed, Wanted
 from pqtun.pump.events import EventQueue
-from pqtun.pump.limits import QUEUED_DATAGRAMS, QUEUED_EVENTS_PER_TUNNEL, QUEUED_PEER_EVENTS
+from pqtun.pump.limits import EVENT_BATCH, QUEUED_DATAGRAMS, QUEUED_EVENTS_PER_TUNNEL, QUEUED_PEER_EVENTS
 
 TID = bytes(32)
 DATAGRAM = Datagram(b"\1\0", ("192.0.2.1", 1))
@@ -169,6 +169,50 @@ def test_one_datagram_a_turn() -> None:
         for turn in range(1, 4):
             await asyncio.sleep(0)
             assert len(got) == turn
+
+    asyncio.run(scene())
+
+
+def test_events_of_peers_keep_no_datagram_waiting() -> None:
+    async def scene() -> None:
+        queue, got = EventQueue(asyncio.get_running_loop()), list[Event]()
+        queue.start(got.append)
+        peers: list[Event] = [Control(tid(number), b"") for number in range(EVENT_BATCH)]
+        peers += [Roamed(tid(number), ("192.0.2.1", 1)) for number in range(EVENT_BATCH + 7)]
+        for event in (*peers, DATAGRAM, DATAGRAM, DATAGRAM):
+            assert queue.put(event)
+        for turn, number in enumerate((EVENT_BATCH, EVENT_BATCH, 7)):
+            await asyncio.sleep(0)
+            assert got == [*peers[turn * EVENT_BATCH :][:number], DATAGRAM]
+            got.clear()
+
+    asyncio.run(scene())
+
+
+def test_events_of_peers_have_as_long_as_datagrams(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        queue, got = EventQueue(loop, datagram_seconds=0.01), list[Event]()
+
+        def listen(event: Event) -> None:
+            nonlocal now
+            got.append(event)
+            now += 0.004 if len(got) < 20 else 1.0
+
+        monkeypatch.setattr(loop, "time", lambda: now)
+        queue.start(listen)
+        peers: list[Event] = [Control(tid(1), b"%d" % number) for number in range(12)]
+        datagrams: list[Event] = [datagram(number) for number in range(12)]
+        for event in (*datagrams, *peers):
+            assert queue.put(event)
+        for start in (0, 3, 6):
+            await asyncio.sleep(0)
+            assert got[-6:] == [*peers[start : start + 3], *datagrams[start : start + 3]]
+        got += [DATAGRAM, DATAGRAM]  # each takes longer from now on: one in a turn
+        for number in (9, 10, 11):
+            await asyncio.sleep(0)
+            assert got[-2:] == [peers[number], datagrams[number]]
 
     asyncio.run(scene())
 

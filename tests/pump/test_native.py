@@ -46,6 +46,7 @@ def play(scenario: Scenario) -> None:
 NOT_OF_PACKETS = {
     "BATCH",
     "DATAGRAM_TURN_SECONDS",
+    "EVENT_BATCH",
     "HANDSHAKES_PER_PREFIX",
     "HANDSHAKES_PER_SECOND",
     "READ_BYTES",
