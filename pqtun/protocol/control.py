@@ -29,8 +29,8 @@ _HELLO_TYPE, _PING_TYPE, _PONG_TYPE, _RESUME_TYPE, _BYE_TYPE = range(1, 6)
 _PADDING_TYPE = 255  # zeros, for probes of a path; skipped like every unknown type
 _TTL = 64
 
-# Items of one packet: a hello, a ping, four tunnels to continue and padding, several times over. 65,000 bytes would hold
-# 5900 pings, and their answer take 10 ms.
+# Items of one packet: a hello, a ping, four tunnels to continue and padding, several times over. 65,000 bytes would
+# hold 5900 pings, and their answer take 10 ms.
 MAX_ITEMS: Final = 32
 
 
