@@ -14,6 +14,7 @@ from pqtun.daemon.control import ControlSocket, Handler
 from pqtun.daemon.cookies import CookieKeys
 from pqtun.daemon.ending import stopped_or_failed
 from pqtun.daemon.engines import choose_engine, make_engine
+from pqtun.daemon.listeners import Listeners
 from pqtun.daemon.priority import behind_packets
 from pqtun.daemon.resumption import ResumptionMemory
 from pqtun.daemon.rundir import RunDirectory
@@ -77,6 +78,7 @@ class ServerService:
         self._cookies = CookieKeys()
         self._confirmations = Confirmations()
         self._waiting = Waiting()
+        self._listeners = Listeners(engine, self._own)
         self._behind_packets = behind_packets(engine)
         self._counters: Counter[str] = Counter()
         features = control.FEATURE_RESUME
@@ -123,6 +125,7 @@ class ServerService:
             self._engine.hold(inner, report=True)
         for tid, token, endpoint in self._confirmations.due(now):
             self._send_question(tid, token, endpoint)
+        self._listeners.tick(self._tenants, now)
 
     def handle(self, event: Event) -> None:
         """Take an event of the engine."""
@@ -143,6 +146,7 @@ class ServerService:
                 tenant = self._tenants.get(tid)
                 if tenant is not None:
                     self._tenants.heard(tid)
+                    self._listeners.add(tid)
                     self._ask(tid, tenant.source, now)
             case Roamed(tid, endpoint):
                 if tid in self._tenants:
@@ -164,7 +168,6 @@ class ServerService:
         """Return the status document; of many peers those that were used last."""
         now = clock.boottime()
         stats = self._engine.stats(STATUS_PEERS)
-        settings = self._settings
         head = report.service(
             "server",
             started=self._started,
@@ -172,10 +175,10 @@ class ServerService:
             engine=self._engine,
             interface=self._tun.name,
             address=self._tun.address,
-            port=settings.port,
+            port=self._settings.port,
             mtu=self._tun.mtu,
         )
-        head["key_port"] = settings.key_port
+        head["key_port"] = self._settings.key_port
         head["keyhash"] = encode(self._key.keyhash)
         peers = [
             {
@@ -378,11 +381,9 @@ class ServerService:
         """The client repeats it until it is answered: all of this may happen again."""
         tenant.pqtun = True
         self._engine.set_mtu(tid, max(MIN_MTU, min(self._tun.mtu, hello.mtu)))
-        if hello.features & control.FEATURE_RESUME:
-            forgotten = self._resumption.keep(tid)
-            if forgotten is not None:
-                self._give_up(forgotten)
-                self._counters["resume_full"] += 1
+        if hello.features & control.FEATURE_RESUME and (forgotten := self._resumption.keep(tid)) is not None:
+            self._give_up(forgotten)
+            self._counters["resume_full"] += 1
 
     def _resume(self, tid: bytes, tenant: Tenant, claims: list[control.Resume]) -> None:
         """The first tunnel that this one proves to continue leaves it its address; the others just end."""
@@ -420,6 +421,7 @@ class ServerService:
         self._engine.send_inner(tid, question, only=endpoint)
 
     def _answered(self, tid: bytes, token: bytes) -> None:
+        self._listeners.answered(tid, token)
         endpoint = self._confirmations.answered(tid, token)
         if endpoint is not None:
             self._engine.confirm(tid, endpoint)

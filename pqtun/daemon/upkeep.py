@@ -10,6 +10,7 @@ from typing import Final
 from pqtun.daemon.connector import route_mtu
 from pqtun.daemon.liveness import Liveness, Verdict
 from pqtun.daemon.pathmtu import PathMtu
+from pqtun.daemon.stalls import Stalls, Step
 from pqtun.protocol import control
 from pqtun.protocol.constants import TUNNEL_OVERHEAD
 from pqtun.pump.engine import Endpoint, Engine, TunnelStats
@@ -61,6 +62,7 @@ class Upkeep:
         self._own = own
         self._clock = clock
         self._liveness = self._new_liveness()
+        self._stalls = Stalls()
         self._hellos = HELLOS
         self._hello_at = clock() + HELLO_INTERVAL
         self._hint_at = clock()  # from then on a hint counts
@@ -88,6 +90,8 @@ class Upkeep:
 
     def answered(self, token: bytes) -> None:
         """A pong or the answer to an echo has come."""
+        if self._stalls.answered(token):
+            return
         question = self._questions.pop(token, None)
         if question is None:
             return
@@ -127,9 +131,10 @@ class Upkeep:
         """Do what is due, about twice a second; say whether the tunnel is lost. ``used``: a program needs the peer."""
         now = self._clock()
         verdict = self._liveness.tick(now, last_sent=stats.last_sent, last_received=stats.last_received, used=used)
-        if verdict is Verdict.LOST:
+        stalled = self.hello is None and self._stalled(stats, now)
+        if verdict is Verdict.LOST and not stalled:
             return True
-        if verdict is Verdict.PING:
+        if verdict is not Verdict.NOTHING:
             self._ask()
         if self._moved is not None:
             self._ask(endpoint=self._moved)
@@ -145,6 +150,15 @@ class Upkeep:
                 if self._path.doubtful:
                     self._ask()
         return False
+
+    def _stalled(self, stats: TunnelStats, now: float) -> bool:
+        """Do what a PQConnect peer needs that has lost too many packets; say whether its silence may be that."""
+        step = self._stalls.tick(stats, now)
+        if step is Step.NEXT_EPOCH:
+            self._engine.next_epoch(self.tid)
+        if step is not Step.NOTHING:
+            self._engine.send_inner(self.tid, echo_request(self._own.address, self._stalls.token))
+        return self._stalls.excuses(now)
 
     def _ask(self, *, size: int = 0, endpoint: Endpoint | None = None) -> None:
         """Send what is answered; with ``size`` bytes, there and back, if they are what is asked about."""

@@ -86,6 +86,10 @@ class RecordingEngine:
     def set_mtu(self, tid, mtu):
         self.mtus[tid] = mtu
 
+    def next_epoch(self, tid):
+        tunnel = self.tunnels[tid]
+        self.tunnels[tid] = replace(tunnel, send_epoch=tunnel.send_epoch + 1)
+
     def expect(self, host):
         self.expected.append(host)
 

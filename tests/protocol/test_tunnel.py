@@ -9,6 +9,7 @@ from pqtun.protocol.constants import LAST_EPOCH
 from pqtun.protocol.errors import MessageError
 from pqtun.protocol.limits import RECEIVE_WINDOW, SKIPPED_BLOCKS
 from pqtun.protocol.tunnel import Tunnel
+from tests.protocol.pqconnect_receiver import PqconnectReceiver
 from tests.protocol.vectors import load
 
 TID, TI, TR = b"t" * 32, b"i" * 32, b"r" * 32
@@ -199,6 +200,46 @@ def test_the_sender_follows_the_peer():
     assert packet_index(a.seal(b"", 2.0)) == (1, 0)
     a.seal(b"", 32.1)
     assert a.send_epoch == 2
+
+
+def test_an_epoch_that_begins_early():
+    a, b = pair()
+    a.seal(b"", 0.0)
+    a.next_epoch(7.0)
+    assert packet_index(a.seal(b"", 7.0)) == (1, 0)
+    assert packet_index(a.seal(b"", 36.9)) == (1, 1)  # it lasts as long as any
+    a.next_epoch(37.0)  # which is when the next one begins anyway
+    late = a.seal(b"late", 37.0)
+    assert packet_index(late) == (2, 0)
+    assert b.open(late, 37.0) == b"late"
+
+
+def test_no_epoch_comes_after_the_last():
+    a, _ = pair(first_epoch=LAST_EPOCH)
+    a.next_epoch(1.0)
+    assert packet_index(a.seal(b"", 1.0)) == (LAST_EPOCH, 0)
+
+
+def test_a_dead_tunnel_has_no_next_epoch():
+    a, _ = pair()
+    a.erase()
+    a.next_epoch(1.0)
+    assert a.send_epoch == 0
+
+
+def test_the_next_epoch_reaches_a_pqconnect_peer_that_lost_too_many_packets():
+    a, _ = pair()
+    peer = PqconnectReceiver(0.0)
+
+    def heard():
+        return peer.read(*packet_index(a.seal(b"", 1.0)), 1.0)
+
+    assert all(heard() for _ in range(1000))
+    for _ in range(90):
+        a.seal(b"", 1.0)
+    assert not any([heard() for _ in range(100)][18:])
+    a.next_epoch(1.0)
+    assert heard()
 
 
 def test_up_to_four_epochs_ahead():
