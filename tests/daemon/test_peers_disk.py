@@ -234,9 +234,12 @@ full.close()
 @pytest.mark.root
 @pytest.mark.parametrize(("case", "known"), [("new", 0), ("old", 1), ("files", 0)])
 def test_a_disk_that_is_full_indeed(tmp_path, case, known):
-    mount = f"mount -t tmpfs -o size=256k,nr_inodes=50 none {tmp_path}"
-    command = ["unshare", "--mount", "sh", "-ec", f'{mount}; exec "$@"', "sh", sys.executable, "-c", ON_A_FULL_DISK]
-    done = subprocess.run([*command, tmp_path, case], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=50", "none", tmp_path], check=True)
+    try:
+        command = [sys.executable, "-c", ON_A_FULL_DISK, tmp_path, case]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
     warning, result = done.stdout.splitlines()
     assert warning.startswith("WARNING no room for")
     assert result == f"known {known} new 10.43.0.{2 + known}"
