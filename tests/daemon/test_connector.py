@@ -446,7 +446,9 @@ def test_a_session_that_nobody_gets_is_erased(made, monkeypatch):
             async with serving(Resolver({}, lost=99)) as resolver:
                 task = asyncio.ensure_future(made.contact(peer(server.port, V4), resolver))
                 await asyncio.wait([task])
-                await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()})  # the lookups
+                lookups = asyncio.all_tasks() - {asyncio.current_task()}
+                if lookups:  # which of them are left depends on the version of Python
+                    await asyncio.wait(lookups)
         assert task.cancelled()
         assert len(sessions) == 1
         assert not any(sessions[0].send_root)
