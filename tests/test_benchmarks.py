@@ -9,6 +9,7 @@ import struct
 
 import pytest
 
+from benchmarks import soak
 from benchmarks.attack import Attack
 from benchmarks.attacker import COOKIE_BYTES, HANDSHAKE_BYTES, HINT, KINDS, Datagram, Forger, Seen, datagrams
 from benchmarks.generator import Trial, highest_rate
@@ -177,7 +178,7 @@ def test_ratios_of_bad_paths() -> None:
     assert not any("," in case for case in CASES)  # it separates them on the command line
 
 
-def test_memory_and_keys_that_grow_are_found() -> None:
+def test_memory_and_keys_that_grow_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch([])
     flat = [(10.0 * n, 50_000_000 + n % 3 * 100_000) for n in range(60)]
     watch.memory = {"client 1": flat}
@@ -187,7 +188,10 @@ def test_memory_and_keys_that_grow_are_found() -> None:
     watch.check_memory()
     assert [failure.split(":")[0] for failure in watch.failures] == ["client 2", "server 3"]
     watch.failures.clear()
-    watch._look_at("client", {"age": 500.0, "epoch": {"send": 16, "receive": 13}})
-    assert (watch.epochs, watch.oldest, watch.failures) == (16, 110.0, [])
-    watch._look_at("client", {"age": 600.0, "epoch": {"send": 19, "receive": 15}})
-    assert len(watch.failures) == 1
+    # An epoch's keys are as old as it has been seen for; a younger tunnel of the same peer is another one.
+    looks = [(1000, 500, 16, []), (1110, 610, 16, []), (1115, 615, 17, []), (1200, 80, 17, []), (1319, 199, 17, [])]
+    for now, age, epoch, failures in [*looks, (1322, 202, 17, ["client"])]:
+        monkeypatch.setattr(soak.time, "monotonic", lambda now=now: now)
+        watch._look_at("client", {"name": "pq1x", "age": float(age), "epoch": {"receive": epoch}})
+        assert [failure.split(":")[0] for failure in watch.failures] == failures
+    assert (watch.epochs, watch.oldest) == (17, 122)
