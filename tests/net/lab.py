@@ -78,6 +78,8 @@ class Lab:
         if Path("/etc/nsswitch.conf").exists():
             (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files dns\n")
         _command("ip", "netns", "add", ns)
+        # A link-local address would be tentative for a second, and neighbours are asked from it.
+        self.run(ns, "sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.all.accept_dad=0")
         _command("ip", "-n", ns, "link", "set", "lo", "up")
         return ns
 

@@ -397,14 +397,15 @@ def test_status(stage: Stage, client: PqtunClient) -> None:
     [peer] = [peer for peer in document["peers"] if peer["name"] == stage.label]
     assert peer["keyhash"] == encode(stage.keyhash)
     assert peer["private_address"] == stage.private_address()
-    assert (peer["real_address"], peer["port"], peer["state"]) == (SERVER4, 42424, "up")
+    assert peer["real_address"] in (SERVER4, SERVER6)
+    assert (peer["port"], peer["state"]) == (42424, "up")
     assert peer["bytes"]["received"] > len(PAGE)
     assert peer["packets"]["sent"] > 0
     assert peer["epoch"] == {"send": 0, "receive": 0}
     text = client.command("status", "client", "--run", str(client.run_directory))
     assert text.startswith("client: pqtcli0\n  address: 10.43.0.1/16, mtu 1396\n")
     assert f"\npeer: {stage.label}\n  state: up\n  private address: {peer['private_address']}\n" in text
-    assert f"real address: {SERVER4} port 42424" in text
+    assert f"real address: {peer['real_address']} port 42424" in text
 
 
 def test_no_secret_in_the_log(stage: Stage, fresh: PqtunClient) -> None:
