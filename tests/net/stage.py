@@ -226,8 +226,10 @@ _NOISE = """
     lengths = {1: 1299, 2: 0, 0xf0: 1163, 0xf2: 1196}
     out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     def queued():
-        with open("/proc/net/udp") as table:
-            rows = [line.split() for line in table][1:]
+        rows = []
+        for name in ("udp", "udp6"):  # a socket of both families is in the second
+            with open(f"/proc/net/{name}") as table:
+                rows += [line.split() for line in table][1:]
         return any(row[1].endswith(f":{port:04X}") and row[4].split(":")[1] != "00000000" for row in rows)
     for number in range(count):
         kind = chance.choice(kinds)
