@@ -6,8 +6,8 @@ from ipaddress import IPv4Address, IPv4Interface
 from itertools import chain
 from typing import Final
 
-from pqtun.keyserver.admission import source_prefix
 from pqtun.pump.engine import Endpoint
+from pqtun.rates.buckets import source_prefix
 
 # As many as PQConnect takes (its MAX_CONNS), and as the usual /16 has addresses.
 MAX_TUNNELS: Final = 65_536

@@ -12,9 +12,7 @@ BATCH: Final = 64
 
 # --- the server ---
 
-# Source prefixes: as many address bits as one customer usually has. They share a fixed table of 1 MB.
-IPV4_PREFIX_BYTES: Final = 3
-IPV6_PREFIX_BYTES: Final = 7
+# Source prefixes share a fixed table of 1 MB.
 PREFIX_SLOTS: Final = 1 << 16
 
 # Requests of one prefix: a download makes 937, and may make all of them at once. Eight clients behind one address begin

@@ -25,3 +25,7 @@ EPOCHS_AHEAD: Final = 4
 BLOCKS_AHEAD: Final = 16
 AHEAD_BUDGET: Final = 200_000.0
 FORGED_PRICE: Final = 10.0
+
+# Prefixes of outer addresses, for limits that are one source's: as many address bits as one customer usually has.
+IPV4_PREFIX_BYTES: Final = 3
+IPV6_PREFIX_BYTES: Final = 7

@@ -17,7 +17,6 @@ from pqtun.protocol.constants import (
     TUNNEL_OVERHEAD,
 )
 from pqtun.protocol.errors import MessageError
-from pqtun.pump.budget import PrefixBuckets, TokenBucket
 from pqtun.pump.engine import Datagram, Endpoint, HandshakeLimits
 from pqtun.pump.limits import (
     ALL_BURST_SECONDS,
@@ -27,6 +26,7 @@ from pqtun.pump.limits import (
     PREFIX_SLOTS,
     UNEXPECTED_SHARE,
 )
+from pqtun.rates.buckets import PrefixBuckets, TokenBucket
 
 
 class Admission:

@@ -52,10 +52,7 @@ PREFIX_BURST_SECONDS: Final = 2.0
 ALL_BURST_SECONDS: Final = 0.25
 UNEXPECTED_SHARE: Final = 0.25  # of HANDSHAKES_PER_SECOND, beside it, for sources that nobody expects
 
-# Prefixes of outer addresses: as many address bits as one customer usually has. They share slots of fixed tables by a
-# keyed hash.
-IPV4_PREFIX_BYTES: Final = 3
-IPV6_PREFIX_BYTES: Final = 7
+# Slots that prefixes of outer addresses share.
 PREFIX_SLOTS: Final = 1 << 16
 # A client has fetched the ephemeral keys right before its handshake; under loss it tries for 90 s.
 EXPECTED_SECONDS: Final = 120.0

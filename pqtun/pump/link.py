@@ -5,11 +5,12 @@ from ipaddress import IPv4Address
 
 from pqtun.protocol.constants import CONTROL_PROTOCOL, HEADER_BYTES, TID_BYTES
 from pqtun.protocol.tunnel import Tunnel
-from pqtun.pump.budget import SendBudget, TokenBucket
+from pqtun.pump.budget import SendBudget
 from pqtun.pump.engine import Endpoint, TunnelStats
 from pqtun.pump.icmp import echo_token
 from pqtun.pump.inner import IPV4_HEADER_BYTES, Inbound
 from pqtun.pump.limits import CONTROL_BURST, CONTROL_RATE
+from pqtun.rates.buckets import TokenBucket
 
 _INDEX_AT = 2 + TID_BYTES
 

@@ -26,7 +26,7 @@ from pqtun.protocol.schedule import KeyBlocks
 from pqtun.protocol.tunnel import Tunnel
 from pqtun.pump import admission
 from pqtun.pump.alarm import Alarm
-from pqtun.pump.budget import KEY_BYTES, unconfirmed_prefixes
+from pqtun.pump.budget import unconfirmed_prefixes
 from pqtun.pump.early import EarlyPackets
 from pqtun.pump.engine import (
     Alive,
@@ -52,6 +52,7 @@ from pqtun.pump.link import Link, for_control_plane
 from pqtun.pump.mss import clamped
 from pqtun.pump.outer import OuterSocket
 from pqtun.pump.routes import Routes
+from pqtun.rates.buckets import KEY_BYTES
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from pqtun.daemon.host import Tun
 from pqtun.daemon.server import ServerService
 from pqtun.daemon.settings import ServerSettings
 from pqtun.keys.directory import LongTermKey
-from pqtun.keyserver.admission import source_prefix
 from pqtun.protocol import control
 from pqtun.protocol.keytree import KeyTree
 from pqtun.pump.engine import Alive, Control, Datagram, Dead, Roamed, Wanted
+from pqtun.rates.buckets import source_prefix
 from tests.daemon.serving import CLIENT, RecordingEngine, connect, resume
 from tests.protocol.vectors import key_file, public_key, secret_key
 

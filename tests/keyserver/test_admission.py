@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pqtun.keyserver.admission import Admission, source_prefix
+from pqtun.keyserver.admission import Admission
 from pqtun.keyserver.limits import (
     EPHEMERAL_BURST,
     EPHEMERAL_RATE,
@@ -12,6 +12,7 @@ from pqtun.keyserver.limits import (
     STATIC_RATE,
 )
 from pqtun.protocol.keytree import NODES
+from pqtun.rates.buckets import source_prefix
 
 
 def admitted(admission, hosts, now, *, ephemeral=False, tries=40_000):

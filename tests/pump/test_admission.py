@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pqtun.protocol.errors import MessageError
 from pqtun.pump.admission import Admission
-from pqtun.pump.budget import KEY_BYTES, SendBudget, TokenBucket, unconfirmed_prefixes
+from pqtun.pump.budget import SendBudget, unconfirmed_prefixes
 from pqtun.pump.engine import Datagram, HandshakeLimits
 from pqtun.pump.limits import (
     EXPECTED_SECONDS,
@@ -19,6 +19,7 @@ from pqtun.pump.limits import (
     UNCONFIRMED_PREFIX_RATE,
     UNCONFIRMED_RATE,
 )
+from pqtun.rates.buckets import KEY_BYTES, TokenBucket
 
 HANDSHAKE = b"\1\0" + bytes(1297)
 COOKIE = b"pqccookE" + bytes(136)
