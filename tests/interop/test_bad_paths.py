@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.interop.debian import Unavailable, pqconnect_root
 from tests.interop.pqconnect import PqconnectClient, PqconnectServer, zone
 from tests.net.lab import SERVER4, Conditions, Lab, Topology, standard_topology
 from tests.net.pqtun import PqtunClient, PqtunServer
@@ -23,20 +21,6 @@ SECONDS = 30.0
 PATH: dict[str, float] = {"loss": 0.05, "rate": 20e6, "delay": 0.005}
 SILENCE = 600.0
 ANSWER_SECONDS = 2.0
-
-
-@pytest.fixture(scope="module")
-def root() -> Path:
-    try:
-        return pqconnect_root()
-    except Unavailable as reason:
-        pytest.skip(f"no PQConnect: {reason}")
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        yield made
 
 
 @pytest.fixture

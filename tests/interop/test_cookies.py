@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.interop.debian import Unavailable, pqconnect_root
 from tests.interop.pqconnect import PqconnectClient
 from tests.net.lab import SERVER4, Lab, standard_topology
 from tests.net.pqtun import PqtunServer
@@ -43,20 +41,6 @@ CROWD = """
         to.settimeout(10)
         to.recv(2048)  # the question whether it is there: this one was heard
 """
-
-
-@pytest.fixture(scope="module")
-def root() -> Path:
-    try:
-        return pqconnect_root()
-    except Unavailable as reason:
-        pytest.skip(f"no PQConnect: {reason}")
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        yield made
 
 
 @pytest.mark.parametrize("engine", ["native", "python"])

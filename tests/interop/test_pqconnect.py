@@ -7,12 +7,10 @@ import ipaddress
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.interop.debian import Unavailable, pqconnect_root
 from tests.interop.pqconnect import PqconnectClient, PqconnectServer, zone
 from tests.net.capture import Capture
 from tests.net.lab import SERVER4, Lab, Topology, standard_topology
@@ -26,20 +24,6 @@ MARK = b"0123456789 this text must not be readable on the wire 0123456789"
 TUNNEL_PORTS = {42423, 42424, 42425}
 CLIENT_SUBNET = ipaddress.ip_network("10.43.0.0/16")
 SERVER_SUBNET = ipaddress.ip_network("10.42.0.0/16")
-
-
-@pytest.fixture(scope="module")
-def root() -> Path:
-    try:
-        return pqconnect_root()
-    except Unavailable as reason:
-        pytest.skip(f"no PQConnect: {reason}")
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        yield made
 
 
 @pytest.fixture
