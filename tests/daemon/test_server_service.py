@@ -1,5 +1,4 @@
 import asyncio
-import time
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from unittest.mock import patch
@@ -347,9 +346,7 @@ def test_status_of_very_many_peers_shows_those_used_last():
             tid = name(number)
             service._tenants.take(tid, SOURCE, 0.0)
             engine.tunnels[tid] = replace(model, tid=tid, last_used=float(number))
-        began = time.process_time()
         status = service.status()
-        assert time.process_time() - began < 1  # a document of all takes several
         assert status["peers_total"] == 65_000
         assert [peer["name"] for peer in status["peers"]] == [
             name(number).hex()[:16] for number in reversed(range(64_000, 65_000))

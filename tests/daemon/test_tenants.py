@@ -1,4 +1,3 @@
-import time
 from ipaddress import IPv4Address, IPv4Interface
 
 from hypothesis import settings
@@ -38,10 +37,8 @@ def test_a_full_subnet_takes_no_search():
     tenants = Tenants(IPv4Interface("10.42.0.1/16"))
     given = {take(tenants, number.to_bytes(4, "big")) for number in range(65_533)}
     assert len(given) == 65_533
-    began = time.process_time()
-    for _ in range(10_000):
+    for _ in range(10_000):  # minutes, if each searched all numbers
         assert take(tenants, b"full") is None
-    assert time.process_time() - began < 5  # a search of all numbers takes 10 ms
     tenants.release((7).to_bytes(4, "big"))
     assert str(take(tenants, b"new")) == "10.42.0.9"
 

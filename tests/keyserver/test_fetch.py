@@ -10,7 +10,7 @@ import pytest
 from pqtun.keyserver import fetch
 from pqtun.keyserver.download import DownloadError
 from pqtun.keyserver.fetch import fetch_ephemeral, fetch_server_key
-from pqtun.keyserver.limits import MAX_DATAGRAM, NO_ANSWER_TIMEOUT
+from pqtun.keyserver.limits import MAX_DATAGRAM
 from pqtun.protocol.keydatagram import ephemeral_response, static_request
 from pqtun.protocol.keytree import NODES
 from tests.keyserver.servers import a_server
@@ -97,11 +97,9 @@ def test_no_answer(tree, answer, monkeypatch):
         real = loop.call_later
         monkeypatch.setattr(loop, "call_later", lambda delay, *rest: real(delay / 100, *rest))
         with Peer(answer) as peer:
-            begun = time.monotonic()
             with pytest.raises(DownloadError) as caught:
                 await fetch_server_key(peer.sock, tree.keyhash, clock=Clock(100))
             assert caught.value.reason == "no_answer"
-            assert time.monotonic() - begun < NO_ANSWER_TIMEOUT / 2
             assert loop.remove_reader(peer.sock) is False  # nothing stays behind
 
     asyncio.run(run())

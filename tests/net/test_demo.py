@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,14 +41,12 @@ def log(tmp_path: Path) -> Iterator[Path]:
 
 def test_every_step_holds(log: Path) -> None:
     demo = Demo(log)
-    began = time.monotonic()
     assert demo.process.wait(SECONDS) == 0
     said = log.read_text()
     assert "FAILED" not in said
     assert said.count("\nok (") == said.count("\n== ") == 15
     assert "all 15 steps held" in said
     assert demo.left() == []
-    assert time.monotonic() - began < SECONDS
 
 
 def test_a_step_that_does_not_hold_is_named(log: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.net.fates import ANSWER_SECONDS, FATES, Fate, clock
+from tests.net.fates import FATES, Fate, clock
 from tests.net.lab import SERVER4, Lab
 from tests.net.pqtun import CLOCK_SCALE, scaled
 from tests.net.process import LabError, wait_until
@@ -58,8 +58,7 @@ def fates(stage: Stage) -> Iterator[dict[str, tuple[Fate, Course]]]:
 @pytest.mark.parametrize("name", [befall.__name__ for befall in FATES])
 def test_an_idle_session_outlives(fates: dict[str, tuple[Fate, Course]], name: str) -> None:
     fate, course = fates[name]
-    took, now = course.result(120)
-    assert took < ANSWER_SECONDS
+    _, now = course.result(120)  # how long the answer took is what `make soak` measures
     assert now["private_address"] == fate.before["private_address"]
     assert now["state"] == "up"
     if name in ("stopped_process", "cut"):
