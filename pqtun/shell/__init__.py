@@ -1,0 +1,1 @@
+"""SSH over the tunnel: server, client, keys."""
