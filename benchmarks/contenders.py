@@ -13,7 +13,7 @@ from typing import Protocol
 
 from benchmarks import tools
 from benchmarks.wireguard import SERVER_ADDRESS, WireGuard
-from tests.interop.debian import Unavailable, pqconnect_root
+from tests.interop.debian import PQCONNECT, Unavailable
 from tests.interop.pqconnect import PqconnectClient, PqconnectServer
 from tests.net.lab import SERVER4, Lab, Topology
 from tests.net.pqtun import PqtunClient, PqtunServer
@@ -170,7 +170,7 @@ MAKERS: Mapping[str, Callable[[Lab, Topology, str], Contender]] = {
     "boringtun": lambda lab, net, name: UserspaceWireGuard(
         lab, net, tools.boringtun(), "--foreground", "--disable-drop-privileges"
     ),
-    "pqconnect": lambda lab, net, name: Pqconnect(lab, net, name, pqconnect_root()),
+    "pqconnect": lambda lab, net, name: Pqconnect(lab, net, name, PQCONNECT.root()),
     "veth": lambda lab, net, name: Veth(lab, net),
 }
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.debian import Unavailable, pqconnect_root
+from tests.interop.debian import PQCONNECT, Unavailable
 from tests.net.lab import Lab
 
 
 @pytest.fixture(scope="module")
 def root() -> Path:
     try:
-        return pqconnect_root()
+        return PQCONNECT.root()
     except Unavailable as reason:
         pytest.skip(f"no PQConnect: {reason}")
 

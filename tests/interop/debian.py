@@ -1,4 +1,4 @@
-"""A Debian 13 root folder with PQConnect in it, kept in the checkout's ignored directory .cache/.
+"""Root folders of Debian suites with some packages in them, kept in the checkout's ignored directory .cache/.
 
 apt fetches the packages with a configuration of its own (the machine's packages stay as they are) and checks the
 archive's signature; dpkg unpacks them. No maintainer script runs. Needs apt and dpkg, Debian's archive keyring and an
@@ -13,15 +13,11 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-SUITE = "trixie"
-PACKAGES = ("base-files", "libc-bin", "iptables", "python3-pqconnect")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
-# Debian's pqconnect package makes this user in its postinst; any free number does in a folder of our own.
-USER_LINES = "root:x:0:0:root:/:/usr/sbin/nologin\npqconnect:x:990:990::/nonexistent:/usr/sbin/nologin\n"
-GROUP_LINES = "root:x:0:\npqconnect:x:990:\n"
 
 _FETCH_SECONDS = 600
 
@@ -30,17 +26,41 @@ class Unavailable(Exception):
     """The packages cannot be had on this machine; the text says why."""
 
 
-def pqconnect_root() -> Path:
-    """The root folder, built on the first call (about 25 MB are fetched). Unavailable if that does not work."""
-    root = CACHE / f"pqconnect-{SUITE}"
-    CACHE.mkdir(exist_ok=True)
-    with _only_one(CACHE / f"pqconnect-{SUITE}.lock"):
-        if not root.exists():
-            _build(root)
-    return root
+@dataclass(frozen=True)
+class Folder:
+    """What a root folder is made of: .cache/NAME-SUITE holds the packages of the suite and all that they depend on."""
+
+    name: str
+    suite: str
+    packages: tuple[str, ...]
+    users: str = ""  # lines of its passwd(5) beside root's
+    groups: str = ""
+
+    def root(self) -> Path:
+        """The folder, built on the first call (some 30 MB are fetched). Unavailable if that does not work."""
+        root = CACHE / f"{self.name}-{self.suite}"
+        CACHE.mkdir(exist_ok=True)
+        with _only_one(root.with_name(f"{root.name}.lock")):
+            if not root.exists():
+                _build(self, root)
+        return root
 
 
-def _build(root: Path) -> None:
+PQCONNECT = Folder(
+    "pqconnect",
+    "trixie",
+    ("base-files", "libc-bin", "iptables", "python3-pqconnect"),
+    # Debian's package makes this user in its postinst; any free number does in a folder of our own.
+    users="pqconnect:x:990:990::/nonexistent:/usr/sbin/nologin\n",
+    groups="pqconnect:x:990:\n",
+)
+_LOGIN = ("base-files", "libc-bin", "bash", "coreutils", "dash", "openssh-sftp-server", "rsync")
+# What Debian 12 has of SSH is older than post-quantum signatures, and what Debian 13 has of them was not final.
+OPENSSH = Folder("openssh", "sid", (*_LOGIN, "openssh-client", "openssh-server"))
+TINYSSH = Folder("tinyssh", "trixie", (*_LOGIN, "tinysshd"))
+
+
+def _build(folder: Folder, root: Path) -> None:
     for tool in ("apt-get", "dpkg", "chroot"):
         if shutil.which(tool) is None:
             raise Unavailable(f"{tool} is missing: this is no Debian machine")
@@ -50,15 +70,15 @@ def _build(root: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
     fresh, apt = work / "root", work / "apt"
     fresh.mkdir(parents=True)
-    packages = _fetch(apt, _mirror())
-    for package in packages:
+    for package in _fetch(folder, apt, _mirror()):
         _run("dpkg", "-x", str(package), str(fresh))
     shutil.rmtree(apt)
     etc = fresh / "etc"
-    (etc / "passwd").write_text(USER_LINES)
-    (etc / "group").write_text(GROUP_LINES)
+    (etc / "passwd").write_text(f"root:x:0:0:root:/root:/bin/sh\n{folder.users}")
+    (etc / "group").write_text(f"root:x:0:\n{folder.groups}")
     (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files dns\n")
-    (etc / "resolv.conf").touch()
+    for name in ("resolv.conf", "shadow"):
+        (etc / name).touch()
     for name in ("proc", "dev", "run", "tmp"):
         (fresh / name).mkdir(exist_ok=True)
     fresh.chmod(0o755)
@@ -67,13 +87,13 @@ def _build(root: Path) -> None:
     shutil.rmtree(work)
 
 
-def _fetch(apt: Path, mirror: str) -> list[Path]:
+def _fetch(folder: Folder, apt: Path, mirror: str) -> list[Path]:
     """Have apt bring the packages and all that they depend on; the archive files."""
     for name in ("state/lists/partial", "cache/archives/partial"):
         (apt / name).mkdir(parents=True)
     (apt / "status").touch()
     sources = apt / "sources.list"
-    sources.write_text(f"deb [signed-by={KEYRING}] {mirror} {SUITE} main\n")
+    sources.write_text(f"deb [signed-by={KEYRING}] {mirror} {folder.suite} main\n")
     settings = {
         "Dir::State": apt / "state",
         "Dir::State::status": apt / "status",
@@ -90,7 +110,7 @@ def _fetch(apt: Path, mirror: str) -> list[Path]:
     }
     options = [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
     _run("apt-get", *options, "-qq", "update")
-    _run("apt-get", *options, "-qq", "-y", "--download-only", "install", *PACKAGES)
+    _run("apt-get", *options, "-qq", "-y", "--download-only", "install", *folder.packages)
     return sorted((apt / "cache/archives").glob("*.deb"))
 
 
