@@ -89,13 +89,13 @@ def test_locks_agree_with_each_other_and_with_the_metadata() -> None:
 
 
 def test_sample_settings_change_nothing() -> None:
-    assert tomllib.loads(SAMPLE.read_text()) == {"client": {}, "server": {}}
+    assert tomllib.loads(SAMPLE.read_text()) == {"client": {}, "server": {}, "sshd": {}}
 
 
 @pytest.mark.parametrize("section", settings.SECTIONS)
 def test_sample_settings_are_all_options_at_their_defaults(tmp_path: Path, section: str) -> None:
     config = tmp_path / "pqtun.toml"
-    config.write_text(re.sub(r"^#(?=[a-z_]+ = )", "", SAMPLE.read_text(), flags=re.MULTILINE))
+    config.write_text(re.sub(r"^#(?=[a-z0-9_]+ = )", "", SAMPLE.read_text(), flags=re.MULTILINE))
     loaded, named = settings.load(section, config, {})
     defaults = settings.SECTIONS[section]()
     assert set(named) == set(settings.option_names(settings.SECTIONS[section]))

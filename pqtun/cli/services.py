@@ -55,7 +55,7 @@ def add_parsers(commands: Any) -> None:
         parser.add_argument("-v", "--verbose", action="store_true", help="log more")
 
 
-def _load(section: str, arguments: argparse.Namespace) -> tuple[settings.CommonSettings, frozenset[str]]:
+def _load(section: str, arguments: argparse.Namespace) -> tuple[settings.ServiceSettings, frozenset[str]]:
     names = settings.option_names(settings.SECTIONS[section])
     flags = {name: getattr(arguments, name) for name in names}
     return settings.load(section, arguments.config, flags)

@@ -3,7 +3,7 @@
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -19,7 +19,12 @@ CONFIG_FILE: Final = Path("/etc/pqtun/pqtun.toml")
 KEYS_DIRECTORY: Final = Path("/etc/pqtun/keys")
 RUN_DIRECTORY: Final = Path("/run/pqtun")
 STATE_DIRECTORY: Final = Path("/var/lib/pqtun")
+HOST_KEYS_DIRECTORY: Final = Path("/etc/pqtun/ssh")
+AUDIT_FILE: Final = Path("/var/log/pqtun/audit.jsonl")
+PAM_SERVICE: Final = "pqtun-sshd"
 USER: Final = "pqtun"
+SERVER_INTERFACE: Final = "pqtsrv0"
+SSHD_PORT: Final = 42422
 
 MIN_MTU: Final = 576  # RFC 791: what every IPv4 host must take
 MAX_MTU: Final = 4040  # PQConnect reads datagrams of up to 4096 bytes, 56 of them overhead
@@ -40,18 +45,29 @@ MAX_WORKERS: Final = 64
 MAX_DIRECT_MINUTES: Final = 24 * 60
 MIN_HANDSHAKES: Final = 4  # sources that nobody expects get a quarter
 MAX_HANDSHAKES: Final = 1_000_000  # a second: more than any machine can do
+ROOT_LOGINS: Final = ("keys", "forced-commands-only", "no")
+MAX_SSH_CONNECTIONS: Final = 10_000  # each is three processes
+MAX_SSH_CHANNELS: Final = 1000  # of one connection; each may hold three descriptors
+MAX_KEEPALIVE: Final = 3600  # seconds
+MAX_PATTERNS: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommonSettings:
-    """Options of both services."""
+class ServiceSettings:
+    """Options of all services."""
+
+    user: str = USER
+    run: Path = RUN_DIRECTORY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommonSettings(ServiceSettings):
+    """Options of both ends of tunnels."""
 
     engine: str = "auto"
     workers: int | None = None  # one a core
     offload: Offload = ALL
-    user: str = USER
     mtu: int | None = None  # what the default route carries
-    run: Path = RUN_DIRECTORY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,18 +91,48 @@ class ServerSettings(CommonSettings):
     port: int = SERVER_PORT
     key_port: int = KEY_SERVER_PORT
     address: IPv4Interface = _SERVER_INTERFACE
-    interface: str = "pqtsrv0"
+    interface: str = SERVER_INTERFACE
     deliver_to: IPv4Address | None = None
     handshakes_per_second: int = HANDSHAKES_PER_SECOND
     handshakes_per_prefix: int = HANDSHAKES_PER_PREFIX
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SshdSettings(ServiceSettings):
+    """Options of ``pqtun sshd``."""
+
+    port: int = SSHD_PORT
+    interface: str = SERVER_INTERFACE  # what [server] says, where this section does not
+    address: IPv4Interface | None = None  # those of the interface, and the server's deliver_to
+    host_keys: Path = HOST_KEYS_DIRECTORY
+    authorized_keys: tuple[str, ...] = (".ssh/authorized_keys",)
+    trusted_user_ca_keys: Path | None = None
+    permit_root_login: str = "keys"
+    allow_users: tuple[str, ...] = ()  # everybody
+    deny_users: tuple[str, ...] = ()
+    pam: str | None = PAM_SERVICE
+    tcp_forwarding: bool = True
+    stream_local_forwarding: bool = True
+    agent_forwarding: bool = True
+    x11_forwarding: bool = True
+    max_startups: int = 100
+    max_startups_source: int = 10
+    max_connections_user: int = 64
+    max_channels: int = 256
+    keepalive: int = 30
+    audit: Path | None = AUDIT_FILE
+
+
 Settings = TypeVar("Settings", ClientSettings, ServerSettings)
-SECTIONS: Final[Mapping[str, type[CommonSettings]]] = {"client": ClientSettings, "server": ServerSettings}
+SECTIONS: Final[Mapping[str, type[ServiceSettings]]] = {
+    "client": ClientSettings,
+    "server": ServerSettings,
+    "sshd": SshdSettings,
+}
 
 
 def port(value: object) -> int:
-    """A UDP port. Raises ValueError."""
+    """A UDP or TCP port. Raises ValueError."""
     number = _integer(value)
     if not 1 <= number <= 0xFFFF:
         raise ValueError("a port is a number from 1 to 65535")
@@ -179,6 +225,74 @@ def path(value: object) -> Path:
     return Path(value).absolute()
 
 
+def own_address(value: object) -> IPv4Interface | None:
+    """An own address with its prefix length; None for ``auto``. Raises ValueError."""
+    return None if value == "auto" else subnet(value)
+
+
+def root_login(value: object) -> str:
+    """How root may log in. Raises ValueError."""
+    if value not in ROOT_LOGINS:
+        raise ValueError(f"choose one of {', '.join(ROOT_LOGINS)}")
+    return str(value)
+
+
+def switch(value: object) -> bool:
+    """Whether something is allowed: a boolean of TOML's, or yes or no. Raises ValueError."""
+    if isinstance(value, bool):
+        return value
+    if value not in ("yes", "no"):
+        raise ValueError("write true or false (as a flag: yes or no)")
+    return value == "yes"
+
+
+def patterns(value: object) -> tuple[str, ...]:
+    """Words such as user names with wildcards: a list, or a text with commas. Raises ValueError."""
+    words = value if isinstance(value, list) else str(value).split(",") if value else []
+    if len(words) > MAX_PATTERNS or not all(isinstance(word, str) and word.strip() for word in words):
+        raise ValueError('write a list of texts, such as ["alice", "team-*"]')
+    if any(character.isspace() or character == "\0" for word in words for character in word.strip()):
+        raise ValueError("there are no spaces in one of them")
+    return tuple(word.strip() for word in words)
+
+
+def key_files(value: object) -> tuple[str, ...]:
+    """Files of a user's public keys, below the home directory unless absolute. Raises ValueError."""
+    words = patterns(value)
+    if not words:
+        raise ValueError("write at least one file, such as .ssh/authorized_keys")
+    return words
+
+
+def path_or_none(value: object) -> Path | None:
+    """A file, or None for ``none``. Raises ValueError."""
+    return None if value == "none" else path(value)
+
+
+def pam_service(value: object) -> str | None:
+    """The name of a file in /etc/pam.d, or None for ``none``. Raises ValueError."""
+    if value == "none":
+        return None
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", value):
+        raise ValueError("write the name of a file in /etc/pam.d, or none")
+    return value
+
+
+def ssh_connections(value: object) -> int:
+    """How many SSH connections. Raises ValueError."""
+    return _number(value, 1, MAX_SSH_CONNECTIONS)
+
+
+def ssh_channels(value: object) -> int:
+    """How many channels in one SSH connection. Raises ValueError."""
+    return _number(value, 1, MAX_SSH_CHANNELS)
+
+
+def keepalive(value: object) -> int:
+    """Seconds of silence until a client is asked whether it is there; 0: never. Raises ValueError."""
+    return _number(value, 0, MAX_KEEPALIVE)
+
+
 def _auto_or_number(value: object, least: int, most: int) -> int | None:
     try:
         return None if value == "auto" else _number(value, least, most)
@@ -204,32 +318,56 @@ def _integer(value: object) -> int:
 
 PARSERS: Final[Mapping[str, Callable[[object], Any]]] = {
     "address": subnet,
+    "agent_forwarding": switch,
+    "allow_users": patterns,
+    "audit": path_or_none,
+    "authorized_keys": key_files,
     "deliver_to": address,
+    "deny_users": patterns,
     "direct_minutes": direct_minutes,
     "engine": engine,
     "failure": parse_rules,
     "handshakes_per_prefix": handshakes,
     "handshakes_per_second": handshakes,
+    "host_keys": path,
     "incoming": incoming,
     "interface": interface,
+    "keepalive": keepalive,
     "key_port": port,
     "keys": path,
+    "max_channels": ssh_channels,
+    "max_connections_user": ssh_connections,
+    "max_startups": ssh_connections,
+    "max_startups_source": ssh_connections,
     "mtu": mtu,
     "offload": offload,
+    "pam": pam_service,
+    "permit_root_login": root_login,
     "port": port,
     "run": path,
     "state": path,
+    "stream_local_forwarding": switch,
+    "tcp_forwarding": switch,
+    "trusted_user_ca_keys": path_or_none,
     "user": user,
     "workers": workers,
+    "x11_forwarding": switch,
 }
+# Where an option of a section is not what others call so.
+_OWN_PARSERS: Final[Mapping[tuple[str, str], Callable[[object], Any]]] = {("sshd", "address"): own_address}
 
 
-def option_names(section: type[CommonSettings]) -> list[str]:
+def parse(section: str, option: str, value: object) -> Any:
+    """Return the value of a section's option. Raises ValueError."""
+    return _OWN_PARSERS.get((section, option), PARSERS[option])(value)
+
+
+def option_names(section: type[ServiceSettings]) -> list[str]:
     """The options of a section, as they are named in the file; a flag has '-' for '_'."""
     return [field.name for field in fields(section)]
 
 
-def load(section: str, config: Path | None, flags: Mapping[str, object]) -> tuple[CommonSettings, frozenset[str]]:
+def load(section: str, config: Path | None, flags: Mapping[str, object]) -> tuple[ServiceSettings, frozenset[str]]:
     """Return a service's settings and the names of the options that somebody set.
 
     Defaults, overridden by the file, overridden by ``flags`` (None: flag not given). ``config`` None means the default
@@ -240,10 +378,24 @@ def load(section: str, config: Path | None, flags: Mapping[str, object]) -> tupl
     for name, value in flags.items():
         if value is not None:
             try:
-                values[name] = PARSERS[name](value)
+                values[name] = parse(section, name, value)
             except ValueError as error:
                 raise UserError(f"--{name.replace('_', '-')} {value}: {error}") from None
     return kind(**values), frozenset(values)  # type: ignore[arg-type]
+
+
+def load_sshd(config: Path | None, flags: Mapping[str, object]) -> tuple[SshdSettings, IPv4Address | None]:
+    """Return the settings of ``pqtun sshd``, and the server's ``deliver_to``.
+
+    The interface is the server's unless something else is said. Raises UserError as ``load`` does.
+    """
+    loaded, chosen = load("sshd", config, flags)
+    server, _ = load("server", config, {})
+    assert isinstance(loaded, SshdSettings)
+    assert isinstance(server, ServerSettings)
+    if "interface" not in chosen:
+        loaded = replace(loaded, interface=server.interface)
+    return loaded, server.deliver_to
 
 
 def _read_file(section: str, config: Path | None) -> dict[str, object]:
@@ -264,7 +416,7 @@ def _read_file(section: str, config: Path | None) -> dict[str, object]:
     for name, table in document.items():
         where = f"{file}, line {_line(text, name)}"
         if name not in SECTIONS:
-            sections = " and ".join(f"[{known}]" for known in SECTIONS)
+            sections = ", ".join(f"[{known}]" for known in SECTIONS)
             raise UserError(f"{where}: unknown name {name!r}; there are {sections}")
         if not isinstance(table, dict):
             raise UserError(f"{where}: {name} is a section; write [{name}]")
@@ -274,7 +426,7 @@ def _read_file(section: str, config: Path | None) -> dict[str, object]:
             if option not in known:
                 raise UserError(f"{where}: unknown option {option!r} in [{name}]; there are {', '.join(known)}")
             try:
-                parsed = PARSERS[option](value)
+                parsed = parse(name, option, value)
             except RuleError as error:
                 line = _line(text, name, option, error.pattern)
                 raise UserError(f"{file}, line {line}: {error.pattern!r}: {error}") from None

@@ -1,0 +1,1 @@
+"""The server, ``pqtun sshd``: listener, monitor, worker and the processes of users."""
