@@ -7,6 +7,7 @@ its parts are. Certificates, agents and SSHSIG come with the key type, from asyn
 from hashlib import sha512
 from typing import Final
 
+from asyncssh import agent
 from asyncssh.crypto import CryptoKey
 from asyncssh.packet import SSHPacket, String
 from asyncssh.public_key import (
@@ -154,17 +155,20 @@ class CompositeKey(SSHKey):
 
     def encode_ssh_private(self) -> bytes:
         """What `decode_ssh_private` reads. KeyExportError for a public key."""
-        if not isinstance(self._key, PrivatePair):
-            raise KeyExportError("Key is not private")
-        return String(self._key.public) + String(self._key.seeds)
+        return String(self._key.public) + String(self._private().seeds)
 
     def encode_ssh_public(self) -> bytes:
         """What `decode_ssh_public` reads."""
         return String(self._key.public)
 
     def encode_agent_cert_private(self) -> bytes:
-        """What follows a certificate that is given to an agent."""
-        return self.encode_ssh_private()
+        """What follows a certificate that is given to an agent: the seeds alone, as the public half is in it."""
+        return String(self._private().seeds)
+
+    def _private(self) -> PrivatePair:
+        if not isinstance(self._key, PrivatePair):
+            raise KeyExportError("Key is not private")
+        return self._key
 
     def sign_ssh(self, data: bytes, sig_algorithm: bytes) -> bytes:
         """The signature as a string. ValueError for a public key."""
@@ -186,7 +190,19 @@ def _pair_of_bytes(key_params: object) -> tuple[bytes, bytes]:
     raise KeyImportError("Invalid ML-DSA-44 and Ed25519 key")
 
 
+class AgentKeyPair(agent.SSHAgentKeyPair):
+    """A key in an agent. asyncssh knows certificates by how their algorithm's name ends, and ours ends otherwise."""
+
+    def __init__(self, client: agent.SSHAgentClient, algorithm: bytes, public_data: bytes, comment: bytes) -> None:
+        super().__init__(client, algorithm, public_data, comment)
+        if algorithm == CERTIFICATE_ALGORITHM:
+            self._is_cert = True
+            self.sig_algorithm = ALGORITHM
+            self.sig_algorithms = (ALGORITHM,)
+
+
 def register() -> None:
-    """Adds the key type and its certificates to asyncssh's registry."""
+    """Adds the key type and its certificates to asyncssh's registry, and to what it knows of agents."""
+    agent.SSHAgentKeyPair = AgentKeyPair  # type: ignore[assignment, misc]
     register_public_key_alg(ALGORITHM, CompositeKey, True)
     register_certificate_alg(1, ALGORITHM, CERTIFICATE_ALGORITHM, CompositeKey, SSHOpenSSHCertificateV01, True)
