@@ -1,0 +1,61 @@
+"""Where programs of a namespace run: /run, /var/log, /tmp and /home are its own, and they may be another Debian's.
+
+What they leave there (utmp, sockets of agents) goes with the Lab, whose directory is where it was for them too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.net.lab import Lab
+from tests.net.users import Users
+
+# `ip netns exec` has given this shell a mount namespace of its own: the mounts end with the program.
+_ENTER = """
+root=$1 lab=$2 own=$3 homes=$4; shift 4
+if [ -n "$root" ]; then
+    mount -t proc proc "$root/proc"
+    mount --rbind /dev "$root/dev"
+    for file in passwd group shadow resolv.conf nsswitch.conf; do mount --bind /etc/$file "$root/etc/$file"; done
+fi
+mount --bind "$own/run" "$root/run"
+mount --bind "$own/log" "$root/var/log"
+mount --bind "$homes" "$root/home"
+mount -t tmpfs -o mode=1777 tmpfs "$own/tmp"
+mkdir "$own/tmp/${lab##*/}"
+mount --bind "$lab" "$own/tmp/${lab##*/}"
+mkdir -p "$root${lab%/*}"
+mount --rbind "$own/tmp" "$root${lab%/*}"
+cd /
+exec "$@"
+"""
+
+
+class Enclosure:
+    """The mounts of the programs of one namespace; they share all of that but /tmp."""
+
+    def __init__(self, lab: Lab, ns: str, users: Users) -> None:
+        self._lab, self._users = lab, users
+        self.directory = lab.directory / f"enclosure-{ns}"
+        for name in ("run/sshd", "log", "tmp"):
+            (self.directory / name).mkdir(parents=True, mode=0o755)
+        # glibc's utmp functions write only to files that are there.
+        for name in ("run/utmp", "log/wtmp", "log/lastlog"):
+            (self.directory / name).touch(mode=0o664)
+
+    def argv(self, *argv: str) -> list[str]:
+        """The command line that runs a program of this machine in it."""
+        return self._enter("", *argv)
+
+    def chroot(self, root: Path, *argv: str, user: int | None = None) -> list[str]:
+        """The command line that runs a program of the root folder in it, as the user and group of that number."""
+        userspec = [] if user is None else [f"--userspec={user}:{user}"]
+        return self._enter(str(root), "chroot", *userspec, str(root), *argv)
+
+    def inside(self, root: Path, *argv: str) -> list[str]:
+        """The command line that runs a program of this machine with the root folder made ready, for it to chroot."""
+        return self._enter(str(root), *argv)
+
+    def _enter(self, root: str, *argv: str) -> list[str]:
+        places = (self._lab.directory, self.directory, self._users.homes)
+        return ["sh", "-ec", _ENTER, "sh", root, *map(str, places), *argv]
