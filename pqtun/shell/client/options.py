@@ -17,7 +17,8 @@ usage: pqtun ssh [-46AaCfGgMNnqsTtVvXxY] [--direct] [--persistent]
 
 The flags are those of ssh(1). Hosts must be reached through a tunnel, except:
   --direct      go to a host without a tunnel; ~/.ssh/known_hosts tells its key
-  --persistent  connect again whenever the connection is lost"""
+  --persistent  connect again whenever the connection is lost
+  --run=DIR     directory where the pqtun client's whois socket is"""
 
 CONTROL_COMMANDS: Final = ("check", "forward", "cancel", "exit", "stop", "proxy")
 # Flags that are a setting of ssh_config(5) each: keyword and value. The latest of them holds, whatever -o said before.
@@ -77,6 +78,7 @@ class Options:
     stdio_forward: str | None = None  # -W
     direct: bool = False  # --direct: no tunnel is asked for
     persistent: bool = False  # --persistent
+    run: str | None = None  # --run: where the pqtun client's whois socket is
     version: bool = False  # -V
     print_config: bool = False  # -G
     help: bool = False  # -h, --help
@@ -155,7 +157,7 @@ def _flags(options: Options, words: list[str]) -> tuple[list[str], bool]:
         if word == "--":
             return words, True
         if word.startswith("--"):
-            _long(options, word)
+            _long(options, word, words)
             continue
         letters = word[1:]
         while letters:
@@ -169,10 +171,16 @@ def _flags(options: Options, words: list[str]) -> tuple[list[str], bool]:
     return words, False
 
 
-def _long(options: Options, word: str) -> None:
-    if word not in ("--direct", "--persistent", "--help"):
+def _long(options: Options, word: str, words: list[str]) -> None:
+    name, equals, value = word.partition("=")
+    if name == "--run":
+        if not equals and not words:
+            raise UsageError("option requires an argument -- run")
+        options.run = value if equals else words.pop(0)
+    elif word in ("--direct", "--persistent", "--help"):
+        setattr(options, word[2:], True)
+    else:
         raise UsageError(f"unknown option {word}")
-    setattr(options, word[2:], True)
 
 
 def _switch(options: Options, letter: str) -> None:

@@ -1,19 +1,138 @@
 """What the client says to the person who started it, and asks."""
 
-from typing import Protocol
+import os
+import signal
+import subprocess
+import termios
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Final
+
+from pqtun.protocol.errors import UserError
+
+_MAX_ANSWER: Final = 1024  # bytes of a line that a person types, as OpenSSH
 
 
-class UserInterface(Protocol):
-    """Lines go to stderr (or -E's file); questions to the terminal, /dev/tty, never to stdin."""
+class UserInterface:
+    """Lines go to stderr or a log file; questions to the terminal, /dev/tty, never to stdin."""
+
+    def __init__(self, *, level: str = "INFO", batch: bool = False, log_file: str | None = None) -> None:
+        """``level``: LogLevel of ssh_config(5); ``log_file``: -E. Raises UserError if that cannot be written."""
+        self.level = level
+        self.batch = batch
+        self._sink: int | None = None
+        if log_file is not None:
+            try:
+                self._sink = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise UserError(f"Couldn't open logfile {log_file}: {error.strerror}") from None
+
+    @property
+    def verbosity(self) -> int:
+        """How often -v was given: 0 to 3."""
+        return {"DEBUG": 1, "DEBUG1": 1, "DEBUG2": 2, "DEBUG3": 3}.get(self.level, 0)
 
     def say(self, text: str) -> None:
-        """Print a line, unless -q."""
+        """Print a line that -q silences."""
+        if self.level not in ("QUIET", "FATAL", "ERROR"):
+            self._print(text)
 
     def fault(self, text: str) -> None:
-        """Print a line about what ends the program, with -q too if it must be known."""
+        """Print what ends the program, or something that failed; only -q silences it."""
+        if self.level != "QUIET":
+            self._print(text)
 
     def debug(self, text: str, level: int = 1) -> None:
         """Print a line if -v was given so often."""
+        if self.verbosity >= level:
+            self._print(f"debug{level}: {text}")
 
-    async def ask(self, prompt: str, *, echo: bool) -> str | None:
-        """Ask on the terminal; None if there is none or BatchMode forbids it."""
+    def banner(self, text: str) -> None:
+        """Print what a server says before the login, without what could steer the terminal."""
+        if self.level not in ("QUIET", "FATAL", "ERROR"):
+            for line in text.rstrip("\n").split("\n"):
+                self._print("".join(letter for letter in line if letter.isprintable() or letter == "\t"))
+
+    def _print(self, text: str) -> None:
+        try:
+            if self._sink is not None:
+                os.write(self._sink, f"{text}\n".encode(errors="replace"))
+            else:  # a terminal may be raw now, and needs the return; ssh does the same
+                end = "\r\n" if os.isatty(2) else "\n"
+                os.write(2, f"{text}{end}".encode(errors="replace"))
+        except OSError:
+            pass  # nobody is there to read it
+
+    def ask(self, prompt: str, *, echo: bool) -> str | None:
+        """Ask on the terminal, or through SSH_ASKPASS; None if neither can be, or BatchMode forbids it.
+
+        Blocks. Raises KeyboardInterrupt for ^C.
+        """
+        if self.batch:
+            return None
+        required = os.environ.get("SSH_ASKPASS_REQUIRE", "")
+        program = os.environ.get("SSH_ASKPASS")
+        if program and (required in ("force", "prefer")):
+            return _ask_program(program, prompt)
+        try:
+            terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:
+            has_screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+            return _ask_program(program, prompt) if program and has_screen and required != "never" else None
+        try:
+            return _ask_terminal(terminal, prompt, echo=echo)
+        finally:
+            os.close(terminal)
+
+
+def _ask_program(program: str, prompt: str) -> str | None:
+    try:
+        done = subprocess.run([program, prompt], stdout=subprocess.PIPE, check=False)
+    except OSError:
+        return None
+    return done.stdout.split(b"\n")[0].decode(errors="surrogateescape") if done.returncode == 0 else None
+
+
+def _ask_terminal(terminal: int, prompt: str, *, echo: bool) -> str | None:
+    before = termios.tcgetattr(terminal)
+    asking = termios.tcgetattr(terminal)
+    asking[3] |= termios.ICANON | termios.ISIG | termios.ECHO
+    asking[0] |= termios.ICRNL
+    asking[1] |= termios.OPOST
+    if not echo:
+        asking[3] &= ~(termios.ECHO | termios.ECHONL)
+    with ExitStack() as stack:
+        stack.callback(termios.tcsetattr, terminal, termios.TCSAFLUSH, before)
+        stack.enter_context(_ended_by_signals())
+        termios.tcsetattr(terminal, termios.TCSAFLUSH, asking)
+        os.write(terminal, prompt.encode(errors="replace"))
+        line = b""
+        while not line.endswith(b"\n") and len(line) < _MAX_ANSWER:
+            part = os.read(terminal, _MAX_ANSWER)
+            if not part:
+                break
+            line += part
+        if not echo:
+            os.write(terminal, b"\n")
+    if not line:
+        return None
+    return line.rstrip(b"\n").decode(errors="surrogateescape")
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Have the signals that end a program raise KeyboardInterrupt here, so that the terminal is put right first.
+
+    An event loop's handlers would only note them, and the read go on.
+    """
+
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
