@@ -196,6 +196,17 @@ def save_public(path: Path, key: asyncssh.SSHKey, *, replace: bool = False) -> N
     write(path, key.export_public_key(), 0o644, replace)
 
 
+def save_pair(
+    path: Path, key: asyncssh.SSHKey, passphrase: str = "", *, replace: bool = False, rounds: int = ROUNDS
+) -> None:
+    """Writes a private key and, beside it, its public key. ExistsError, before anything is written; UserError."""
+    public = beside(path)
+    if not replace and os.path.lexists(public):
+        raise ExistsError(f"{public} already exists: choose another name, or remove it first")
+    save_private(path, key, passphrase, replace=replace, rounds=rounds)
+    save_public(public, key, replace=replace)
+
+
 def save_certificate(path: Path, certificate: asyncssh.SSHCertificate) -> None:
     """Writes a certificate, mode 644, in the place of an earlier one. UserError."""
     write(path, certificate.export_certificate(), 0o644, replace=True)
