@@ -10,25 +10,7 @@ from pathlib import Path
 from tests.net.lab import Lab
 from tests.net.users import Users
 
-# `ip netns exec` has given this shell a mount namespace of its own: the mounts end with the program.
-_ENTER = """
-root=$1 lab=$2 own=$3 homes=$4; shift 4
-if [ -n "$root" ]; then
-    mount -t proc proc "$root/proc"
-    mount --rbind /dev "$root/dev"
-    for file in passwd group shadow resolv.conf nsswitch.conf; do mount --bind /etc/$file "$root/etc/$file"; done
-fi
-mount --bind "$own/run" "$root/run"
-mount --bind "$own/log" "$root/var/log"
-mount --bind "$homes" "$root/home"
-mount -t tmpfs -o mode=1777 tmpfs "$own/tmp"
-mkdir "$own/tmp/${lab##*/}"
-mount --bind "$lab" "$own/tmp/${lab##*/}"
-mkdir -p "$root${lab%/*}"
-mount --rbind "$own/tmp" "$root${lab%/*}"
-cd /
-exec "$@"
-"""
+ENTER = str(Path(__file__).with_name("enter.sh"))
 
 
 class Enclosure:
@@ -58,4 +40,4 @@ class Enclosure:
 
     def _enter(self, root: str, *argv: str) -> list[str]:
         places = (self._lab.directory, self.directory, self._users.homes)
-        return ["sh", "-ec", _ENTER, "sh", root, *map(str, places), *argv]
+        return ["sh", "-e", ENTER, root, *map(str, places), *argv]
