@@ -107,6 +107,7 @@ class SshdSettings(ServiceSettings):
     host_keys: Path = HOST_KEYS_DIRECTORY
     authorized_keys: tuple[str, ...] = (".ssh/authorized_keys",)
     trusted_user_ca_keys: Path | None = None
+    revoked_keys: Path | None = None
     permit_root_login: str = "keys"
     allow_users: tuple[str, ...] = ()  # everybody
     deny_users: tuple[str, ...] = ()
@@ -344,6 +345,7 @@ PARSERS: Final[Mapping[str, Callable[[object], Any]]] = {
     "pam": pam_service,
     "permit_root_login": root_login,
     "port": port,
+    "revoked_keys": path_or_none,
     "run": path,
     "state": path,
     "stream_local_forwarding": switch,

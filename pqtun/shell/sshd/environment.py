@@ -3,10 +3,8 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from pqtun.shell.sshd.accounts import Account
 from pqtun.shell.sshd.permission import Permission
@@ -24,14 +22,24 @@ _TERM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ends:
-    """Both ends of the user's connection."""
+class Ends(Protocol):
+    """Both ends of the user's connection: addresses as text, as `sshd.login.Login` has them."""
 
-    source: IPv4Address | IPv6Address
-    source_port: int
-    own: IPv4Address | IPv6Address
-    own_port: int
+    @property
+    def source(self) -> str:
+        """Address of the client."""
+
+    @property
+    def source_port(self) -> int:
+        """Its port."""
+
+    @property
+    def own(self) -> str:
+        """Address of this host that it came to."""
+
+    @property
+    def own_port(self) -> int:
+        """The port that it came to."""
 
 
 def argv(account: Account, command: str | None) -> tuple[str, list[str]]:
@@ -98,11 +106,8 @@ def parse_assignments(text: str) -> dict[str, str]:
         if not equals or not _NAME.fullmatch(name):
             continue
         value = value.strip()
-        if value[:1] in ("'", '"'):
-            value = value[1:].split(value[0], 1)[0]
-        else:
-            value = value.split("#", 1)[0].rstrip()
-        result[name] = value
+        quoted = value[:1] in ("'", '"')
+        result[name] = value[1:].split(value[0], 1)[0] if quoted else value.split("#", 1)[0].rstrip()
     return result
 
 
