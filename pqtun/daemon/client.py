@@ -11,10 +11,10 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from math import inf
 from typing import Any, Final
 
-from pqtun.daemon import clock, host, privilege, report
+from pqtun.daemon import clock, host, privilege, report, whois
 from pqtun.daemon.attempts import Attempts
 from pqtun.daemon.connector import Address, Connector
-from pqtun.daemon.control import ControlSocket, Handler
+from pqtun.daemon.control import Bounds, ControlSocket, Handler
 from pqtun.daemon.ending import stopped_or_failed
 from pqtun.daemon.engines import choose_engine, make_engine
 from pqtun.daemon.flows import addresses_in_use
@@ -320,6 +320,10 @@ class ClientService:
             peer = None
         return {"real_addresses": [str(address) for address in peer.candidates] if peer else []}
 
+    def whois(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Tell anybody on this host which server a private address leads to (``pqtun ssh`` asks)."""
+        return whois.answer(self._book, self._network6, request)
+
     def _peer_status(self, peer: Peer, tunnels: Mapping[bytes, TunnelStats], now: float) -> dict[str, Any]:
         link = self._links.get(peer.inner)
         tunnel = tunnels.get(link.tid) if link is not None and link.tid is not None else None
@@ -395,6 +399,7 @@ def run_client(settings: ClientSettings, chosen: frozenset[str]) -> int:
         stack.callback(tun.close)
         dns = stack.enter_context(closing(open_sockets()))
         control_sock = stack.enter_context(run.listen(user.pw_gid))
+        whois_sock = stack.enter_context(run.listen_to_all(whois.ROLE))
         for resolver in host.link_local_resolvers():
             log.warning(
                 "lookups through the link-local resolver %s are not seen: name another in resolv.conf", resolver
@@ -403,9 +408,9 @@ def run_client(settings: ClientSettings, chosen: frozenset[str]) -> int:
         async def body(ready: Callable[[], None], stop: asyncio.Event) -> None:
             logging.getLogger(Link.__module__).addFilter(LogLimit(clock.boottime))
             service = ClientService(settings, tun, make_engine(choice, tun, udp, clock.boottime))
-            await _serve(service, dns, control_sock, ready, stop)
+            await _serve(service, dns, control_sock, whois_sock, ready, stop)
 
-        handed = [*(sock.close for sock in udp), tun.close, dns.close, control_sock.close]
+        handed = [*(sock.close for sock in udp), tun.close, dns.close, control_sock.close, whois_sock.close]
         guarded = settings.interface if settings.incoming == "block" else None
         return supervise(
             "client",
@@ -421,6 +426,7 @@ async def _serve(
     service: ClientService,
     dns: DnsSockets,
     control_sock: socket.socket,
+    whois_sock: socket.socket,
     ready: Callable[[], None],
     stop: asyncio.Event,
 ) -> None:
@@ -433,15 +439,19 @@ async def _serve(
         "real_address": service.real_address,
     }
     control_socket = ControlSocket(control_sock, handlers)
+    bounds = Bounds(whois.CONNECTIONS, whois.CONNECTIONS_PER_USER, whois.MAX_REQUEST)
+    whois_socket = ControlSocket(whois_sock, {whois.OP: service.whois}, bounds)
     rounds = asyncio.ensure_future(service.keep_up())
     try:
         service.start()
         proxy.start()
         await control_socket.start()
+        await whois_socket.start()
         ready()
         await stopped_or_failed(stop, service.failed)
     finally:
         rounds.cancel()
         await control_socket.close()
+        await whois_socket.close()
         await proxy.close()
         await service.close()

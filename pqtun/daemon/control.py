@@ -4,8 +4,11 @@ import asyncio
 import json
 import logging
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from struct import Struct
 from typing import Any, Final
 
 from pqtun.daemon.rundir import socket_path
@@ -17,6 +20,7 @@ MAX_REQUEST: Final = 64 << 10  # bytes of one line
 IDLE_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 5.0
 MAX_ANSWER: Final = 64 << 20  # the status of 1000 peers has 0.4 MB; root need not believe the worker any size
+_UCRED: Final = Struct("=iII")
 
 Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -25,19 +29,31 @@ class NotRunningError(UserError):
     """No service of this kind runs with this run directory."""
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """What those who ask may take up. ``connections`` and ``per_user`` at once; ``request``: bytes of one line."""
+
+    connections: int = 1 << 16
+    per_user: int = 1 << 16
+    request: int = MAX_REQUEST
+
+
 class ControlSocket:
     """Serves requests in the worker."""
 
-    def __init__(self, sock: socket.socket, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, sock: socket.socket, handlers: Mapping[str, Handler], bounds: Bounds | None = None) -> None:
+        """``bounds``: connections beyond them are closed unheard; None: as good as none."""
         self._sock = sock
         self._handlers = handlers
+        self._bounds = bounds or Bounds()
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._users: Counter[int] = Counter()
 
     async def start(self) -> None:
         """Begin to serve."""
         # Not start_unix_server: Python 3.13's wants to remove the socket's file, which is the parent's to do.
-        self._server = await asyncio.start_server(self._serve, sock=self._sock, limit=MAX_REQUEST)
+        self._server = await asyncio.start_server(self._serve, sock=self._sock, limit=self._bounds.request)
 
     async def close(self) -> None:
         """Stop serving and end all connections."""
@@ -48,10 +64,15 @@ class ControlSocket:
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        user = _peer_user(writer.get_extra_info("socket"))
+        if len(self._connections) >= self._bounds.connections or self._users[user] >= self._bounds.per_user:
+            writer.close()
+            return
         task = asyncio.current_task()
         if task is not None:
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
+        self._users[user] += 1
         try:
             while line := await asyncio.wait_for(reader.readline(), IDLE_SECONDS):
                 writer.write(json.dumps(self._answer(line)).encode() + b"\n")
@@ -60,6 +81,8 @@ class ControlSocket:
             pass  # a client that sends nothing, too much, or goes away
         finally:
             writer.close()
+            self._users[user] -= 1
+            self._users += Counter()  # forgets who has none
 
     def _answer(self, line: bytes) -> Mapping[str, Any]:
         try:
@@ -68,6 +91,11 @@ class ControlSocket:
         except (ValueError, KeyError, TypeError, RecursionError):
             return {"error": f"unknown request; known: {', '.join(self._handlers)}"}
         return handler(request)
+
+
+def _peer_user(sock: socket.socket) -> int:
+    """Return the user id of who connected (unix(7), SO_PEERCRED: pid, uid, gid)."""
+    return int(_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1])
 
 
 def ask(run: Path, role: str, request: Mapping[str, Any]) -> dict[str, Any]:

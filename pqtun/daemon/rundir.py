@@ -28,7 +28,7 @@ class RunDirectory:
         """
         self._run = run
         self._role = role
-        self._socket: Path | None = None
+        self._sockets: list[Path] = []
         self._pid = pid_path(run, role)
         try:
             self._fd = self._locked()
@@ -70,13 +70,19 @@ class RunDirectory:
 
     def listen(self, gid: int) -> socket.socket:
         """Return the listening control socket: root and the group may connect. Raises UserError."""
-        path = socket_path(self._run, self._role)
+        return self._listen(socket_path(self._run, self._role), gid, umask=0o117)
+
+    def listen_to_all(self, name: str) -> socket.socket:
+        """Return another listening socket, NAME.sock, to which everybody may connect. Raises UserError."""
+        return self._listen(socket_path(self._run, name), 0, umask=0o111)
+
+    def _listen(self, path: Path, gid: int, *, umask: int) -> socket.socket:
         path.unlink(missing_ok=True)  # left by a killed one; the lock is ours
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        before = os.umask(0o117)
+        before = os.umask(umask)
         try:
             sock.bind(str(path))
-            self._socket = path
+            self._sockets.append(path)
             os.chown(path, 0, gid, follow_symlinks=False)
             sock.listen(16)
         except OSError as error:
@@ -92,8 +98,8 @@ class RunDirectory:
 
     def close(self) -> None:
         """Remove the files, and the directory if it is empty."""
-        if self._socket is not None:
-            self._socket.unlink(missing_ok=True)
+        for path in self._sockets:
+            path.unlink(missing_ok=True)
         self._pid.unlink(missing_ok=True)
         os.close(self._fd)
         try:

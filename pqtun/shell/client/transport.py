@@ -1,0 +1,75 @@
+"""The byte streams that SSH runs over: TCP to an address, or the two ends of a ProxyCommand's pipes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import socket
+import subprocess
+from dataclasses import dataclass
+
+from pqtun.protocol.errors import UserError
+from pqtun.shell.client.config import Config
+from pqtun.shell.client.ui import UserInterface
+
+Address = tuple[int, tuple[str | int | bytes, ...]]
+_FAMILIES = {"any": socket.AF_UNSPEC, "inet": socket.AF_INET, "inet6": socket.AF_INET6}
+
+
+@dataclass
+class Transport:
+    """A connected stream socket, and the ProxyCommand at its other end if there is one."""
+
+    sock: socket.socket
+    process: subprocess.Popen[bytes] | None = None
+
+
+async def resolve(config: Config) -> list[Address]:
+    """Return the host's addresses as (family, socket address). Raises UserError."""
+    family = _FAMILIES[config.addressfamily]
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(config.hostname, config.port, family=family, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        text = error.strerror if isinstance(error, socket.gaierror) else "Name or service not known"
+        raise UserError(f"Could not resolve hostname {config.hostname}: {text}") from None
+    return [(entry[0], tuple(entry[4])) for entry in found]
+
+
+async def connect(config: Config, address: Address, ui: UserInterface) -> Transport:
+    """Connect to one address. Raises OSError, TimeoutError."""
+    family, target = address
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        if config.bindinterface is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, config.bindinterface.encode())
+        if config.bindaddress is not None:
+            sock.bind((config.bindaddress, 0))
+        ui.debug(f"Connecting to {config.hostname} [{target[0]!s}] port {config.port}.")
+        async with asyncio.timeout(config.connecttimeout or None):
+            await asyncio.get_running_loop().sock_connect(sock, target)
+    except BaseException:
+        sock.close()
+        raise
+    ui.debug("Connection established.")
+    return Transport(sock)
+
+
+def proxied(config: Config) -> Transport:
+    """Start the ProxyCommand; it ends when the socket is closed. Raises UserError."""
+    assert config.proxycommand is not None
+    quoted = {"h": shlex.quote(config.hostname)} if config.hostname.startswith("-") else {}
+    command = config.expand(config.proxycommand, **quoted)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    shell = os.environ.get("SHELL") or "/bin/sh"
+    try:
+        # In our process group, as with ssh: what it asks on the terminal can be answered.
+        process = subprocess.Popen([shell, "-c", f"exec {command}"], stdin=theirs.fileno(), stdout=theirs.fileno())
+    except OSError as error:
+        ours.close()
+        raise UserError(f"{shell}: {error.strerror}") from None
+    finally:
+        theirs.close()
+    return Transport(ours, process)
