@@ -5,7 +5,6 @@ import binascii
 import hashlib
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Protocol
@@ -20,7 +19,6 @@ from pqtun.shell.sshd.permission import Permission
 
 MAX_LINE: Final = 16 << 10  # bytes; the key takes 1.8 KB of it at most
 MAX_REMARKS: Final = 16  # for one question
-REFUSAL_SECONDS: Final = 0.02  # what "no" takes at least: longer than files and certificates take to look through
 
 _BLANK: Final = " \t"
 # Names that begin a line without options. The types that we do not accept are in it too: what follows is no option.
@@ -73,33 +71,21 @@ class _Line:
 class Authorizer:
     """Finds what lets a key in. For root's process of one thread: it takes the user's rights on to read his files."""
 
-    def __init__(self, settings: KeySettings, *, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, settings: KeySettings) -> None:
         self._settings = settings
-        self._pause = pause
         self.remarks: list[str] = []  # why lines and files were passed over for the last question; for the audit
 
     def permission(
-        self,
-        account: Account | None,
-        key_blob: bytes,
-        source: sources.Address,
-        now: float,
-        *,
-        since: float | None = None,
+        self, account: Account | None, key_blob: bytes, source: sources.Address, now: float
     ) -> Permission | None:
         """What the holder of that key or certificate may do as this user, None if he may not log in.
 
-        `now` is seconds since 1970. No account (None) is answered as an account without that key. "No" comes
-        `REFUSAL_SECONDS` after `since` (time.monotonic(); by default the call), so its time tells nothing of users.
+        `now` is seconds since 1970. No account (None) takes the steps of an account without files; how long an answer
+        takes still depends on the user's files, which the caller has to hide.
         """
-        begun = time.monotonic() if since is None else since
         self.remarks = []
-        question = _Question(self._settings, account or _NOBODY, source, now, self._remark)
-        found = question.answer(key_blob)
-        if found is None or account is None:
-            self._pause(max(0.0, begun + REFUSAL_SECONDS - time.monotonic()))
-            return None
-        return found
+        found = _Question(self._settings, account or _NOBODY, source, now, self._remark).answer(key_blob)
+        return None if account is None else found
 
     def _remark(self, text: str) -> None:
         if len(self.remarks) < MAX_REMARKS:
