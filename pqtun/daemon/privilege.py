@@ -5,6 +5,7 @@ import os
 import pwd
 import resource
 import signal
+from pathlib import Path
 from typing import Final
 
 from pqtun.daemon.priority import allow_own_niceness
@@ -64,11 +65,23 @@ def _prctl(option: int, argument: int, *, may_fail: bool = False) -> None:
         raise OSError(code, f"prctl {option}: {os.strerror(code)}")
 
 
-def drop(user: pwd.struct_passwd) -> None:
+def drop(user: pwd.struct_passwd, root: Path | None = None) -> None:
     """Become ``user`` with no groups but its own, no capabilities and no way to new ones, and no core dumps.
 
-    Raises UserError if capabilities are left, OSError if the kernel refuses a step.
+    ``root``: a directory that becomes the root of all paths. Raises UserError if capabilities are left, OSError if the
+    kernel refuses a step.
     """
+    with open("/proc/self/status") as status:  # proc_pid_status(5); from another root it could not be opened
+        if root is not None:
+            os.chroot(root)
+            os.chdir("/")
+        _drop(user)
+        if _has_capabilities(status.read()):
+            raise UserError("this process keeps its privileges (securebits): start pqtun without them")
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def _drop(user: pwd.struct_passwd) -> None:
     allow_own_niceness()
     for capability in range(_LAST_CAPABILITY + 1):
         _prctl(_PR_CAPBSET_DROP, capability, may_fail=True)  # a number past the kernel's last capability
@@ -78,14 +91,10 @@ def drop(user: pwd.struct_passwd) -> None:
     os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)  # clears the permitted and effective sets
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if _has_capabilities():
-        raise UserError("this process keeps its privileges (securebits): start pqtun without them")
-    _prctl(_PR_SET_DUMPABLE, 0)
 
 
-def _has_capabilities() -> bool:
-    with open("/proc/self/status") as status:  # proc_pid_status(5)
-        sets = dict(line.split(":", 1) for line in status if line.startswith("Cap"))
+def _has_capabilities(status: str) -> bool:
+    sets = dict(line.split(":", 1) for line in status.splitlines() if line.startswith("Cap"))
     return any(int(sets[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb"))
 
 
