@@ -1,21 +1,37 @@
 """Entry point of the ``pqtun`` command."""
 
-import argparse
-import logging
+from __future__ import annotations
+
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
 
-from pqtun import __version__
-from pqtun.cli import announce, check, keygen, services, status
 from pqtun.protocol.errors import UserError
 
-FAILURE = 1
-_FIRST_OWN_DESCRIPTOR = 3
+if TYPE_CHECKING:
+    import argparse
+
+FAILURE: Final = 1
+_FIRST_OWN_DESCRIPTOR: Final = 3
+# Commands that read their own arguments, as others of their name do, and must start fast: nothing else is imported.
+PROGRAMS: Final = {
+    "ssh": ("ssh", "Log in to a host through a tunnel, or run a command there."),
+    "scp": ("scp", "Copy files through a tunnel."),
+    "sftp": ("sftp", "Copy files through a tunnel, interactively."),
+    "ssh-keygen": ("ssh_keygen", "Make, show and change SSH keys."),
+    "ssh-keyconvert": ("ssh_keyconvert", "Convert SSH keys to and from TinySSH's key directory."),
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
+    import argparse
+
+    from pqtun import __version__
+    from pqtun.cli import announce, check, keygen, services, status
+
     top = argparse.ArgumentParser(
         prog="pqtun", description="Post-quantum encryption around the traffic of programs that know nothing of it."
     )
@@ -23,13 +39,24 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (keygen, announce, services, check, status):
         command.add_parsers(commands)
+    for name, (_, summary) in PROGRAMS.items():
+        commands.add_parser(name, help=summary, add_help=False)
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code: 0 done, 1 failed (one line on stderr says why), 2 wrong usage."""
+    """Run one command; return its exit code: 0 done, 1 failed (one line on stderr says why), 2 wrong usage.
+
+    ``pqtun ssh`` and its like have the exit codes of the programs that they are named after.
+    """
     _open_standard_descriptors()
-    options = parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in PROGRAMS:
+        run: Callable[[Sequence[str]], int] = import_module(f"pqtun.cli.{PROGRAMS[words[0]][0]}").main
+        return run(words[1:])
+    import logging
+
+    options = parser().parse_args(words)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="pqtun: %(message)s")
     logging.getLogger("pqtun").setLevel(logging.DEBUG if getattr(options, "verbose", False) else logging.INFO)
     try:
