@@ -71,7 +71,7 @@ class ForwardTable:
                 continue
             try:
                 again = await self._request(forward)
-            except asyncssh.Error as error:
+            except (asyncssh.Error, asyncssh.ChannelListenError) as error:
                 refused.append((forward, error))
             else:
                 entry.listener, entry.port = again.listener, again.port

@@ -396,7 +396,7 @@ class _Client:
             return
         try:
             port = await self._master.forwards.open(forward)
-        except (OSError, asyncssh.Error) as error:
+        except (OSError, asyncssh.Error, asyncssh.ChannelListenError) as error:
             self._send(Failure(request, f"Port forwarding failed: {error}"))
             return
         self._send(RemotePort(request, port) if port is not None and wire.listen_port == 0 else Ok(request))
