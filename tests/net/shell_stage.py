@@ -35,6 +35,7 @@ Host *
     UserKnownHostsFile {known}
     GlobalKnownHostsFile /dev/null
     IdentitiesOnly yes
+    SendEnv LANG LC_*
     ConnectTimeout 15
 """
 

@@ -28,7 +28,12 @@ class SshClient:
         self.name, self.ns, self.user = name, ns, user
         self._lab, self._enclosure, self._openssh = lab, enclosure, openssh
         self.config = lab.directory / "ssh_config"
-        self.environment: dict[str, str] = {"HOME": user.home, "USER": user.name, **pqtun.environment()}
+        self.environment: dict[str, str] = {
+            "LC_ALL": "C.UTF-8",
+            "HOME": user.home,
+            "USER": user.name,
+            **pqtun.environment(),
+        }
 
     def words(self, program: str, *arguments: str) -> list[str]:
         """ssh, scp or sftp with the configuration file, as a shell inside would start it."""
@@ -63,4 +68,4 @@ class SshClient:
 
     def all_environment(self) -> Mapping[str, str]:
         """For programs that are started by other means."""
-        return {**os.environ, "LC_ALL": "C", "TERM": "xterm", **self.environment}
+        return {**os.environ, "TERM": "xterm", **self.environment}
