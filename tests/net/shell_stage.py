@@ -70,8 +70,8 @@ class ShellStage:
         self._known = self.keys.directory / "known_hosts"
         places = (client_enclosure, self.dora, self.openssh)
         self.clients = {name: SshClient(name, lab, self.net.client, *places) for name in CLIENTS}
-        for client in self.clients.values():
-            client.environment["PQTUN_RUN"] = str(self.stage.client.run_directory)
+        # Where programs look for the daemon of their host.
+        (client_enclosure.directory / "run/pqtun").symlink_to(self.stage.client.run_directory)
         self._ports = itertools.count(20_000)
         self._configure()
 
