@@ -68,7 +68,7 @@ def supervise(
         if word != _READY:
             raise UserError(word.decode(errors="replace") or f"the worker of pqtun {role} ended while it started")
         with guard():
-            _notify_service_manager()
+            notify_service_manager()
             log.info("%s is ready", role)
             return _wait(role, pid)
     finally:
@@ -128,7 +128,7 @@ def _word(reader: int) -> bytes | None:
     return None
 
 
-def _notify_service_manager() -> None:
+def notify_service_manager() -> None:
     """Tell systemd that the service is up (sd_notify(3)); nothing happens elsewhere."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address.startswith(("/", "@")):

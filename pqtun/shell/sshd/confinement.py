@@ -41,7 +41,7 @@ def shut_in(root: Path, keep: Collection[int]) -> None:
 
     Raises OSError if the kernel refuses a step.
     """
-    _close_all_but(keep)
+    close_all_but(keep)
     os.chroot(root)
     os.chdir("/")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -60,7 +60,7 @@ def confine(user: pwd.struct_passwd, root: Path, keep: Collection[int], *, chann
     Raises UserError if capabilities are left, OSError if the kernel refuses a step.
     """
     parent = os.getppid()
-    _close_all_but(keep)
+    close_all_but(keep)
     privilege.drop(user, root)
     privilege.die_with_parent(parent)
     _limit(resource.RLIMIT_NPROC, 0)
@@ -80,7 +80,8 @@ def _limit(kind: int, most: int) -> None:
     resource.setrlimit(kind, (most, most))
 
 
-def _close_all_but(keep: Collection[int]) -> None:
+def close_all_but(keep: Collection[int]) -> None:
+    """Close all descriptors but those, and standard input, output and error."""
     low = 3  # standard input, output and error stay: what goes wrong is said there
     for fd in sorted(fd for fd in keep if fd >= low):
         os.closerange(low, fd)

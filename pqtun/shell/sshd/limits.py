@@ -116,14 +116,15 @@ class Limits:
         if not self._of_source[source]:
             del self._of_source[source]
 
-    def end(self, number: int, now: float) -> None:
-        """A connection has ended. One that never logged in is a failure of its address."""
+    def end(self, number: int, now: float, *, failed: bool = True) -> None:
+        """A connection has ended. One that never logged in is a failure of its address, unless it was none's."""
         connection = self._connections.pop(number)
         if number in self._starting:
             self._leave_start(number)
         if connection.user is None:
-            self.counters["ended_without_login"] += 1
-            self._fail(connection.source, now)
+            if failed:
+                self.counters["ended_without_login"] += 1
+                self._fail(connection.source, now)
             return
         self._of_user[connection.user] -= 1
         if not self._of_user[connection.user]:

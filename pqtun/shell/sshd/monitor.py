@@ -23,6 +23,7 @@ from pqtun.shell.sshd.messages import MessageError, Refused
 from pqtun.shell.sshd.pamsession import Session
 from pqtun.shell.sshd.permission import Permission
 from pqtun.shell.sshd.request import RequestError
+from pqtun.shell.sshd.worker import Workers
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,15 @@ class Worker:
     pid: int
     calls: socket.socket
     signing: socket.socket  # apart from the calls, since the worker waits for these answers without reading others
+
+
+def start_worker(workers: Workers, sock: socket.socket) -> Worker:
+    """Fork the worker of a connection, before anything is in memory that it should not have. Raises OSError."""
+    calls, their_calls = messages.pair()
+    signing, their_signing = messages.pair()
+    with their_calls, their_signing:
+        pid = process.start("sshd: worker", lambda: workers.run(sock, their_calls, their_signing))
+    return Worker(pid, calls, signing)
 
 
 @dataclass(slots=True)
@@ -213,7 +223,7 @@ class Monitor:
         try:
             return self._log_in(account, permission)
         except Refused as refusal:
-            self._write({"event": "refused", "user": account.name, "key": permission.fingerprint, "why": str(refusal)})
+            self._write({"event": "login_refused", "user": account.name, "key": permission.fingerprint, "why": str(refusal)})
             self._wait_to_refuse(begin)
             return {"allowed": False, "text": str(refusal)}, []
 
@@ -226,7 +236,7 @@ class Monitor:
     def _refuse(self, begin: float, user: str) -> None:
         """Write down what root should know, such as files with wrong permissions; a wrong key is none of it."""
         if remarks := self._authentication.remarks:
-            self._write({"event": "refused", "user": user, "why": "; ".join(remarks)[:MAX_TEXT]})
+            self._write({"event": "login_refused", "user": user, "why": "; ".join(remarks)[:MAX_TEXT]})
         self._wait_to_refuse(begin)
 
     def _wait_to_refuse(self, begin: float) -> None:
