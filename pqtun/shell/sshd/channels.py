@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 
 import asyncssh
 
+from pqtun.daemon.settings import SshdSettings
 from pqtun.shell.sshd import messages
 from pqtun.shell.sshd.forwards import Forward, Listener
 from pqtun.shell.sshd.messages import Caller, MessageError, Refused
@@ -19,7 +20,6 @@ from pqtun.shell.sshd.session import MAX_PACKET, WINDOW, Session, SessionChannel
 from pqtun.shell.sshd.streams import Congestion
 
 MAX_TEXT: Final = 1024  # characters of a command or path in the audit file
-MAX_UNKNOWN_ENDS: Final = 1024  # of programs that ended before we had taken them
 CONNECTION_BUFFER: Final = 1 << 20  # bytes that wait for TCP, from which on nothing more is read for it
 
 
@@ -27,23 +27,14 @@ class Channels:
     """Opens and counts channels. `close` comes last."""
 
     def __init__(
-        self,
-        connection: Callable[[], Any],
-        host: Caller,
-        monitor: Caller,
-        permission: Permission,
-        *,
-        limit: int,
+        self, connection: Any, host: Caller, monitor: Caller, permission: Permission, settings: SshdSettings
     ) -> None:
-        """`connection` gives asyncssh's SSHServerConnection; `limit` is how many channels may be open at once.
-
-        What `host` tells by itself goes to `host_event`.
-        """
+        """`connection` is asyncssh's SSHServerConnection. What `host` tells by itself goes to `event`."""
         self._connection = connection
         self.host = host
         self._monitor = monitor
         self.permission = permission
-        self._limit = limit
+        self._most_ends = settings.max_channels
         self.congestion = Congestion()
         self._sessions: dict[int, Session] = {}
         self._ends: dict[int, dict[str, Any]] = {}  # of sessions that we do not know yet
@@ -56,10 +47,9 @@ class Channels:
 
     def _watch_connection(self) -> None:
         """asyncssh takes no notice of TCP's being slower than the channels' windows; we do."""
-        connection = self._connection()
-        connection.pause_writing = self.congestion.begin
-        connection.resume_writing = self.congestion.end
-        if (transport := connection._transport) is not None:
+        self._connection.pause_writing = self.congestion.begin
+        self._connection.resume_writing = self.congestion.end
+        if (transport := self._connection._transport) is not None:
             transport.set_write_buffer_limits(high=CONNECTION_BUFFER)
 
     def close(self) -> None:
@@ -76,19 +66,16 @@ class Channels:
 
     def session_requested(self) -> tuple[SessionChannel, Session]:
         """A session. Raises asyncssh.ChannelOpenError, as all of these do."""
-        self._check_number()
-        return SessionChannel(self._connection(), self), Session(self)
+        return SessionChannel(self._connection, self), Session(self)
 
     def connection_requested(self, host: str, port: int, _source: str, _source_port: int) -> Any:
         """A TCP connection of the server's (ssh -L, -D, -W, -J)."""
-        self._check_number()
-        channel = self._connection().create_tcp_channel(window=WINDOW, max_pktsize=MAX_PACKET)
+        channel = self._connection.create_tcp_channel(window=WINDOW, max_pktsize=MAX_PACKET)
         return channel, self._open(_address(host, port), functools.partial(self._connect, host, port))
 
     def unix_connection_requested(self, path: str) -> Any:
         """A connection to a Unix-domain socket of the server's (ssh -L)."""
-        self._check_number()
-        channel = self._connection().create_unix_channel(window=WINDOW, max_pktsize=MAX_PACKET)
+        channel = self._connection.create_unix_channel(window=WINDOW, max_pktsize=MAX_PACKET)
         return channel, self._open(path, functools.partial(self.host.call, "connect_unix", path=path))
 
     async def server_requested(self, host: str, port: int) -> Listener | bool:
@@ -102,8 +89,7 @@ class Channels:
         actual = cast(int, reply.fields.get("port"))
 
         def open_channel(sock: socket.socket) -> Awaitable[Any]:
-            connection = self._connection()
-            channel = connection.create_tcp_channel(window=WINDOW, max_pktsize=MAX_PACKET)
+            channel = self._connection.create_tcp_channel(window=WINDOW, max_pktsize=MAX_PACKET)
             source, source_port = sock.getpeername()[:2]
             forward = self._forward(sock, f"{what} from {source}")
             return channel.accept(lambda: forward, host, actual, source, source_port)  # type: ignore[no-any-return]
@@ -119,7 +105,7 @@ class Channels:
             return False
 
         def open_channel(sock: socket.socket) -> Awaitable[Any]:
-            channel = self._connection().create_unix_channel(window=WINDOW, max_pktsize=MAX_PACKET)
+            channel = self._connection.create_unix_channel(window=WINDOW, max_pktsize=MAX_PACKET)
             forward = self._forward(sock, path)
             return channel.accept(lambda: forward, path)  # type: ignore[no-any-return]
 
@@ -141,7 +127,7 @@ class Channels:
 
             def open_channel(sock: socket.socket) -> Awaitable[Any]:
                 forward = self._forward(sock, "agent")
-                return self._connection().create_agent_channel().open(lambda: forward)  # type: ignore[no-any-return]
+                return self._connection.create_agent_channel().open(lambda: forward)  # type: ignore[no-any-return]
 
             listener = self._listener(reply.fds, 0, "agent", open_channel)
             self._agent = str(reply.fields.get("path")), listener
@@ -159,7 +145,7 @@ class Channels:
         def open_channel(sock: socket.socket) -> Awaitable[Any]:
             forward = self._forward(sock, f"x11 display {number}")
             source, source_port = sock.getpeername()[:2]
-            channel = self._connection().create_x11_channel()
+            channel = self._connection.create_x11_channel()
             return channel.open(lambda: forward, source, source_port)  # type: ignore[no-any-return]
 
         self._displays[session] = self._listener(reply.fds, 0, f"x11 display {number}", open_channel, single=single)
@@ -208,7 +194,7 @@ class Channels:
 
     # -- what the user's process tells -----------------------------------------------------------
 
-    def host_event(self, event: dict[str, Any], fds: list[int]) -> None:
+    def event(self, event: dict[str, Any], fds: list[int]) -> None:
         """Take an event of the user's process."""
         messages.close_all(fds)
         number = event.get("session")
@@ -220,14 +206,10 @@ class Channels:
         elif event.get("event") == "exit":
             if (session := self._sessions.get(number)) is not None:
                 session.exited(event)
-            elif len(self._ends) < MAX_UNKNOWN_ENDS:
+            elif len(self._ends) < self._most_ends:
                 self._ends[number] = event
 
     # -- helpers ---------------------------------------------------------------------------------
-
-    def _check_number(self) -> None:
-        if len(self._connection()._channels) >= self._limit:
-            raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, "too many channels")
 
     async def _connect(self, host: str, port: int) -> messages.Reply:
         async with self._connecting:
@@ -263,7 +245,6 @@ class Channels:
     ) -> Listener:
         async def accepted(sock: socket.socket) -> None:
             try:
-                self._check_number()
                 await open_channel(sock)
             except (asyncssh.Error, OSError, AssertionError):
                 sock.close()  # the client does not want it, or has gone

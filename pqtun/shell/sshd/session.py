@@ -1,5 +1,6 @@
 """Sessions in the worker: the requests of an SSH channel (RFC 4254 section 6), and the program's descriptors."""
 
+import asyncio
 import binascii
 import os
 import socket
@@ -31,9 +32,8 @@ class SessionChannel(asyncssh.SSHServerChannel[bytes]):
 
     def __init__(self, connection: Any, channels: "Channels") -> None:
         """A channel of bytes, without asyncssh's line editor."""
-        super().__init__(
-            connection, connection.get_loop(), True, False, False, 0, 0, None, "strict", WINDOW, MAX_PACKET
-        )
+        loop = asyncio.get_running_loop()
+        super().__init__(connection, loop, True, False, False, 0, 0, None, "strict", WINDOW, MAX_PACKET)
         self._channels = channels
 
     def _process_env_request(self, packet: SSHPacket) -> bool:
