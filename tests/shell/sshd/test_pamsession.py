@@ -113,7 +113,8 @@ def test_a_session_that_a_module_refuses(world):
 
 def test_texts_are_bounded(world):
     world.etc["motd"] = "x" * 60_000
-    world.etc[f"pam.d/{SERVICE}"] = "account required pam_permit.so\n" + "session required pam_motd.so noupdate\n" * 4
+    world.etc[f"pam.d/{SERVICE}"] = "account required pam_permit.so\n" + "session optional pam_motd.so noupdate\n" * 4
+    world.etc[f"pam.d/{SERVICE}"] += "session required pam_permit.so\n"
 
     def length() -> int:
         opened = session()
