@@ -97,6 +97,16 @@ class CopyFlags:
         """Take a number of requests. Raises UsageError."""
         self.depth = _number(flag, value, 1, MAX_DEPTH)
 
+    def take_sftp_option(self, text: str) -> None:
+        """Take the argument of -X. Raises UsageError."""
+        name, _, value = text.partition("=")
+        if name == "nrequests":
+            self.take_depth("-X nrequests", value)
+        elif name == "buffer":
+            self.take_block_size("-X buffer", value)
+        else:
+            raise UsageError(f"-X {text}: expected nrequests=NUMBER or buffer=BYTES")
+
 
 def _number(flag: str, value: str, least: int, most: int) -> int:
     if not (value.isascii() and value.isdigit() and least <= int(value) <= most):

@@ -79,7 +79,7 @@ def parse(line: bytes) -> Announcement:
     """
     kind, rest = line[:1], line[1:]
     if kind in (_FAULT, _FATAL):
-        return Complaint(printable(rest).strip() or "the other end failed", kind == _FATAL)
+        return Complaint(printable(rest).removeprefix("scp: ").strip() or "the other end failed", kind == _FATAL)
     if kind == b"E" and not rest:
         return DirectoryEnds()
     if kind == b"T" and (times := _TIMES.fullmatch(rest)):
@@ -174,14 +174,17 @@ class Stream:
     async def finish(self) -> int:
         """Say that nothing more comes, wait until the other end has gone, and return its exit status (1 unknown)."""
         try:
-            self._writer.write_eof()
+            if self._writer.can_write_eof() and not self._writer.is_closing():
+                self._writer.write_eof()
             while await self._read(BLOCK_SIZE):
                 pass
             await self._writer.channel.wait_closed()
         except FILE_FAULTS:
             return 1
-        status = self._writer.channel.get_extra_info("exit_status")
-        return status if isinstance(status, int) and status >= 0 else 1
+        channel = self._writer.channel
+        assert isinstance(channel, asyncssh.SSHClientChannel)
+        status = channel.get_exit_status()
+        return 1 if status is None else status
 
     def said(self) -> str:
         """Return the last line that the other end wrote on stderr."""

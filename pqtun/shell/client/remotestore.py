@@ -115,14 +115,17 @@ class RemoteStore:
             ((name, entry_of(attributes)) for name, _, attributes in await self.listing(path)), key=lambda item: item[0]
         )
 
-    async def listing(self, path: bytes) -> list[tuple[bytes, bytes, asyncssh.SFTPAttrs]]:
-        """Return name, line as `ls -l` prints it, and attributes of what is in a directory, without . and .."""
+    async def listing(self, path: bytes, *, dots: bool = False) -> list[tuple[bytes, bytes, asyncssh.SFTPAttrs]]:
+        """Return name, line as `ls -l` prints it, and attributes of what is in a directory.
+
+        . and .. are left out unless `dots`. Raises CopyFault if there are more than MAX_ENTRIES.
+        """
         found: list[tuple[bytes, bytes, asyncssh.SFTPAttrs]] = []
         async for name in self.sftp.scandir(path):
             filename, longname = name.filename, name.longname or b""
             assert isinstance(filename, bytes)
             assert isinstance(longname, bytes)
-            if filename in (b".", b".."):
+            if filename in (b".", b"..") and not dots:
                 continue
             if len(found) >= MAX_ENTRIES:
                 raise CopyFault(f"more than {MAX_ENTRIES} names in a directory")

@@ -29,12 +29,22 @@ class TerminalReport:
         if self._verbose:
             self._line(text)
 
+    def remark(self, text: str) -> None:
+        """Say something on stderr."""
+        self._line(text)
+
     def begin(self, name: bytes, total: int, start: int) -> ProgressBar | None:
         """Show the progress of a file, if it is to be seen."""
         if not self.progress or not os.isatty(1):
             return None
         sys.stdout.flush()
         return ProgressBar(1, name, total, start)
+
+    @staticmethod
+    def say(text: str) -> None:
+        """Print a line on stdout."""
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
     @staticmethod
     def _line(text: str) -> None:

@@ -58,7 +58,7 @@ def parse_command(arguments: Sequence[str]) -> ScpCommand:
         elif letter == "B":
             command.batch = True
         elif letter == "X" and value is not None:
-            _sftp_option(command, value)
+            command.take_sftp_option(value)
         elif letter == "D" and value is not None:
             command.server = value
         elif letter in "3s":
@@ -85,16 +85,6 @@ def parse_command(arguments: Sequence[str]) -> ScpCommand:
         raise UsageError("--resume needs SFTP: the old protocol (-O) cannot go on with a file")
     *command.sources, command.target = (parse(word) for word in words)
     return command
-
-
-def _sftp_option(command: ScpCommand, text: str) -> None:
-    name, _, value = text.partition("=")
-    if name == "nrequests":
-        command.take_depth("-X nrequests", value)
-    elif name == "buffer":
-        command.take_block_size("-X buffer", value)
-    else:
-        raise UsageError(f"-X {text}: expected nrequests=NUMBER or buffer=BYTES")
 
 
 class Scp:
