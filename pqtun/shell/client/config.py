@@ -49,6 +49,7 @@ class Config:
     controlmaster: str = "no"
     controlpath: str | None = None
     controlpersist: int | None = None
+    enableescapecommandline: bool = True
     escapechar: bytes | None = b"~"
     exitonforwardfailure: bool = False
     forkafterauthentication: bool = False
@@ -77,7 +78,7 @@ class Config:
     pubkeyauthentication: str = "yes"
     remotecommand: str | None = None
     requesttty: str = "auto"
-    sendenv: tuple[str, ...] = ()
+    sendenv: tuple[str, ...] = ("LANG", "LC_*")
     serveralivecountmax: int = 3
     serveraliveinterval: int | None = None
     sessiontype: str = "default"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -78,7 +80,8 @@ async def _over_tcp(
             try:
                 stream = await transport.connect(config, address, ui)
             except (OSError, TimeoutError) as error:
-                reason = "Connection timed out" if isinstance(error, TimeoutError) else error.strerror or str(error)
+                # asyncio's own text is about a call; ssh's users know the error's name.
+                reason = os.strerror(error.errno or errno.ETIMEDOUT)
                 failure = UserError(f"connect to host {config.hostname} port {config.port}: {reason}")
                 ui.debug(f"connect to address {shown} port {config.port}: {reason}")
                 continue
@@ -125,7 +128,11 @@ class _Client(asyncssh.SSHClient):
         self._ui = ui
         self._offers: AsyncIterator[asyncssh.SSHKeyPair] = identities.offers()
         self.fault: UserError | None = None
-        self.methods: Sequence[str] = ("publickey",)
+        self.lost: Exception | None = None  # how the connection ended, if not by us
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncssh.SSHClient."""
+        self.lost = exc
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
         """See asyncssh.SSHClient: a key that is not among the known ones."""

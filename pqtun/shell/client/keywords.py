@@ -161,6 +161,7 @@ KEYWORDS: Final[Mapping[str, Keyword]] = {
     "controlpath": Keyword(_string),
     "controlpersist": Keyword(_persist),
     "dynamicforward": Keyword(_two_forms("dynamic"), adds=True),
+    "enableescapecommandline": Keyword(_flag),
     "escapechar": Keyword(_escape),
     "exitonforwardfailure": Keyword(_flag),
     "forkafterauthentication": Keyword(_flag),
@@ -221,7 +222,7 @@ ALIASES: Final = {
 _OTHERS: Final = """
     afstokenpassing canonicaldomains canonicalizefallbacklocal canonicalizehostname canonicalizemaxdots
     canonicalizepermittedcnames casignaturealgorithms challengeresponseauthentication channeltimeout cipher
-    compressionlevel controlmasterpath enableescapecommandline enablesshkeysign fallbacktorsh fingerprinthash
+    compressionlevel controlmasterpath enablesshkeysign fallbacktorsh fingerprinthash
     gssapiauthentication gssapiclientidentity gssapidelegatecredentials gssapikexalgorithms gssapikeyexchange
     gssapirenewalforcesrekey gssapiserveridentity gssapitrustdns hostbasedacceptedalgorithms hostbasedauthentication
     hostbasedkeytypes ipqos kbdinteractiveauthentication kbdinteractivedevices kerberosauthentication
