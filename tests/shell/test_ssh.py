@@ -49,7 +49,8 @@ def test_prepare_starts_no_program_and_loads_no_x509():
     program = """
 import sys
 started = []
-sys.addaudithook(lambda event, _: started.append(event) if event in ("subprocess.Popen", "os.fork", "os.exec") else None)
+programs = {"subprocess.Popen", "os.fork", "os.exec"}
+sys.addaudithook(lambda event, _: event in programs and started.append(event))
 from pqtun.shell import ssh
 assert "asyncssh" not in sys.modules
 ssh.prepare()
