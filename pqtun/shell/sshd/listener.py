@@ -6,6 +6,7 @@ Root's, of one thread, and without secrets: whatever the network sends, nothing 
 import itertools
 import logging
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -95,6 +96,9 @@ class Listener:
         self._netlink.bind((0, _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
         self._joining = _listen_for_monitors(settings.run)
         self._wake, self._waker = socket.socketpair()
+        # Each connection takes a descriptor here, and services get 1024 at first. What users get stays as it was.
+        self._descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self._descriptors[1], self._descriptors[1]))
         log.addFilter(LogLimit(time.monotonic))
 
     @property
@@ -274,6 +278,7 @@ class Listener:
     ) -> None:
         """The monitor's process. Everything of the listener's is closed; its objects stay referred to, and unused."""
         confinement.close_all_but([sock.fileno(), link.fileno(), signing.fileno()])
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._descriptors)
         worker = monitor.start_worker(self._workers, sock)
         sock.close()
         Monitor(worker, login, client, Authentication(login.settings), link, signing).run()

@@ -223,7 +223,9 @@ class Monitor:
         try:
             return self._log_in(account, permission)
         except Refused as refusal:
-            self._write({"event": "login_refused", "user": account.name, "key": permission.fingerprint, "why": str(refusal)})
+            self._write(
+                {"event": "login_refused", "user": account.name, "key": permission.fingerprint, "why": str(refusal)}
+            )
             self._wait_to_refuse(begin)
             return {"allowed": False, "text": str(refusal)}, []
 

@@ -5,7 +5,6 @@ import codecs
 import gc
 import logging
 import os
-import resource
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -33,7 +32,6 @@ def run(settings: SshdSettings, deliver_to: IPv4Address | None) -> int:
     from pqtun.shell.sshd.worker import Workers
 
     os.umask(0o022)
-    _raise_descriptor_limit()
     run_directory = RunDirectory(settings.run, ROLE)
     try:
         empty = confinement.empty_directory(settings.run)
@@ -59,12 +57,6 @@ def run(settings: SshdSettings, deliver_to: IPv4Address | None) -> int:
 def _ready() -> None:
     supervisor.notify_service_manager()
     log.info("sshd is ready")
-
-
-def _raise_descriptor_limit() -> None:
-    """Each connection takes one here; what services are given at first is 1024 (systemd.exec(5))."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _warm_up() -> None:
