@@ -35,6 +35,11 @@ class ForwardTable:
         self._unlink = unlink
         self._entries: dict[Forward, _Entry] = {}
 
+    @property
+    def forwards(self) -> tuple[Forward, ...]:
+        """What is open."""
+        return tuple(self._entries)
+
     async def open(self, forward: Forward) -> int | None:
         """Open it, unless it is open; return a remote forward's port.
 

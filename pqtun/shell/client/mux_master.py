@@ -45,7 +45,7 @@ from pqtun.shell.client.mux_messages import (
     encode,
 )
 from pqtun.shell.client.mux_messages import Forward as WireForward
-from pqtun.shell.client.mux_session import Passenger, open_session, open_stdio_forward
+from pqtun.shell.client.mux_session import Passenger, Rider, open_session, open_stdio_forward
 
 MAX_CLIENTS: Final = 256  # at once; more wait in the socket's backlog
 RECEIVE_BYTES: Final = 64 << 10
@@ -99,7 +99,6 @@ class Master:
         self.forwards = forwards
         self.ask = ask
         self.x11 = x11
-        self.terminated = asyncio.Event()  # a client asked for the end (-O exit)
         self.stopped = False  # a client asked to accept no more (-O stop)
         self._control = control
         self._loop = asyncio.get_running_loop()
@@ -120,13 +119,12 @@ class Master:
             await self._changed.wait()
 
     async def serve(self, persist: float | None) -> None:
-        """Wait for the end: of the connection, by a client's request, or when idle for ``persist`` seconds.
+        """Wait for the end: of the connection (-O exit closes it), or when idle for ``persist`` seconds.
 
         ``persist``: None for no limit; after -O stop it ends when nothing is left.
         """
         ends = [
             asyncio.ensure_future(self.connection.wait_closed()),
-            asyncio.ensure_future(self.terminated.wait()),
             asyncio.ensure_future(self._unused(persist)),
         ]
         try:
@@ -329,7 +327,7 @@ class _Client:
             case Terminate(request):
                 if await self._allowed(request, "Terminate shared connection"):
                     self._send(Ok(request))
-                    self._master.terminated.set()
+                    self._master.connection.close()
             case StopListening(request):
                 if await self._allowed(request, "Disable further multiplexing on shared connection"):
                     self._send(Ok(request))
@@ -354,8 +352,14 @@ class _Client:
             if not await self._allowed(request, "Allow shared connection"):
                 return
             mine, fds = fds, []
-            self._passenger = passenger = Passenger(
-                mine, lambda: self._send(SessionOpened(request, session)), lambda status: self._ended(session, status)
+            escape = None
+            if isinstance(message, NewSession) and message.tty and 0 < message.escape < 256:
+                escape = bytes([message.escape])
+            self._passenger = passenger = Rider(
+                mine,
+                lambda: self._send(SessionOpened(request, session)),
+                lambda status: self._ended(session, status),
+                escape,
             )
         finally:
             for fd in fds:

@@ -13,6 +13,7 @@ from asyncssh.channel import SSHClientChannel
 
 from pqtun.shell.client import mux_terminal
 from pqtun.shell.client.descriptors import Sink, Source
+from pqtun.shell.client.escapes import Escape, EscapeFilter
 from pqtun.shell.client.mux_messages import PATH_PORT, NewSession, StdioForward
 
 WINDOW: Final = 2 << 20  # bytes; asyncssh's default
@@ -183,6 +184,37 @@ class Passenger(asyncssh.SSHClientSession[bytes], asyncssh.SSHTCPSession[bytes])
             return mux_terminal.size(self._terminal), mux_terminal.modes(self._terminal)
         except (OSError, termios.error):
             return (0, 0, 0, 0), {}
+
+
+class Rider(Passenger):
+    """A passenger of another program, whose escape characters are seen here, as OpenSSH's master does."""
+
+    def __init__(
+        self, fds: list[int], opened: Callable[[], None], ended: Callable[[int | None], None], escape: bytes | None
+    ) -> None:
+        """As Passenger; ``escape``: the escape character, None for none."""
+        super().__init__(fds, opened, ended)
+        self._filter = EscapeFilter(escape)
+
+    def _typed(self, data: bytes) -> None:
+        if not data:
+            super()._typed(data)
+        for part in self._filter.feed(data):
+            if isinstance(part, bytes):
+                super()._typed(part)
+            else:
+                self._escaped(part)
+
+    def _escaped(self, escape: Escape) -> None:
+        """Do what was asked for; most escapes are about the connection, which is not this program's."""
+        if escape is Escape.TERMINATE:
+            self.cancel()
+        elif escape is Escape.BREAK:
+            self._channel.send_break(0)
+        elif escape is Escape.HELP:
+            self._error.write(self._filter.help(shared=True).replace("\n", "\r\n").encode() + b"\r\n")
+        else:
+            self._error.write(b"\r\nnot supported in sessions of a shared connection\r\n")
 
 
 def _nothing(status: int | None) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import termios
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tests.net.process import LabError
 
@@ -19,7 +19,15 @@ from tests.net.process import LabError
 class Terminal:
     """Runs `argv` with a pty as controlling terminal; what it prints is gathered by wait_for()."""
 
-    def __init__(self, argv: Sequence[str], *, rows: int = 24, columns: int = 80, ixon: bool = True) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        rows: int = 24,
+        columns: int = 80,
+        ixon: bool = True,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self._master, self._slave = pty.openpty()
         self._set_size(rows, columns)
         if not ixon:
@@ -32,6 +40,7 @@ class Terminal:
             stdin=self._slave,
             stdout=self._slave,
             stderr=self._slave,
+            env=env,
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
