@@ -52,15 +52,17 @@ def read(path: str, account: Account) -> bytes | None:
             return None
         except (OSError, ValueError) as error:
             raise FileRefused(f"{path}: {getattr(error, 'strerror', error)}") from None
-        with open(descriptor, "rb") as file:
+        try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise FileRefused(f"{path}: not a regular file")
             if fault := _fault(path, descriptor, account):
                 raise FileRefused(fault)
-            try:
+            with open(descriptor, "rb", closefd=False) as file:
                 data = file.read(MAX_FILE + 1)
-            except OSError as error:
-                raise FileRefused(f"{path}: {error.strerror}") from None
+        except OSError as error:
+            raise FileRefused(f"{path}: {error.strerror}") from None
+        finally:
+            os.close(descriptor)
     if len(data) > MAX_FILE:
         raise FileRefused(f"{path}: larger than {MAX_FILE} bytes")
     return data
@@ -77,16 +79,13 @@ def _fault(path: str, descriptor: int, account: Account) -> str | None:
     def bad(status: os.stat_result) -> bool:
         return status.st_uid not in trusted or bool(status.st_mode & _OTHERS_WRITE)
 
-    try:
-        real = os.path.realpath(path, strict=True)
-        home = os.path.realpath(account.home)
-        if bad(os.fstat(descriptor)):
-            return f"{path}: bad ownership or modes of the file"
-        directory = real
-        while directory not in ("/", home):
-            directory = os.path.dirname(directory)
-            if bad(os.stat(directory)):
-                return f"{path}: bad ownership or modes of the directory {directory}"
-    except OSError as error:
-        return f"{path}: {error.strerror}"
+    real = os.path.realpath(path, strict=True)
+    home = os.path.realpath(account.home)
+    if bad(os.fstat(descriptor)):
+        return f"{path}: bad ownership or modes of the file"
+    directory = real
+    while directory not in ("/", home):
+        directory = os.path.dirname(directory)
+        if bad(os.stat(directory)):
+            return f"{path}: bad ownership or modes of the directory {directory}"
     return None
