@@ -42,7 +42,7 @@ def test_console_script() -> None:
     assert callable(script.load())
     program = Path(sys.executable).with_name("pqtun")
     help_text = subprocess.run([program, "--help"], capture_output=True, text=True, check=True, timeout=30).stdout
-    for command in ("keygen", "announce", "server", "client", "check", "status"):
+    for command in ("keygen", "announce", "server", "client", "sshd", "check", "status"):
         assert command in help_text
 
 
@@ -103,8 +103,8 @@ def test_sample_settings_are_all_options_at_their_defaults(tmp_path: Path, secti
         assert getattr(loaded, option) == getattr(defaults, option)
 
 
-def test_both_units_are_there() -> None:
-    assert [unit.name for unit in UNITS] == ["pqtun-client.service", "pqtun-server.service"]
+def test_all_units_are_there() -> None:
+    assert [unit.name for unit in UNITS] == ["pqtun-client.service", "pqtun-server.service", "pqtun-sshd.service"]
     for unit in UNITS:
         parsed = configparser.ConfigParser(strict=False, interpolation=None)
         parsed.read(unit)
