@@ -267,13 +267,11 @@ def fingerprints(path: Path, hash_name: str = "sha256") -> list[str]:
 
     Such are authorized_keys, known_hosts and certificates. UserError if no key is in it.
     """
-    with suppress(UserError):
-        return [fingerprint(load_public(path), hash_name)]
-    found = [_of_line(line, hash_name) for line in _read(path, secret=False).splitlines()]
-    lines = [line for line in found if line]
-    if not lines:
-        raise UserError(f"{path} does not hold a key in a format that pqtun reads")
-    return lines
+    data = _read(path, secret=False)
+    lines = []
+    if b"PRIVATE KEY-----" not in data:
+        lines = [line for text in data.splitlines() if (line := _of_line(text, hash_name))]
+    return lines or [fingerprint(load_public(path), hash_name)]
 
 
 def _of_line(line: bytes, hash_name: str) -> str | None:

@@ -52,8 +52,8 @@ def moment(text: str, now: int) -> int:
 def interval(text: str, now: int) -> tuple[int, int]:
     """First and last second since 1970 of an interval START:END, or END alone, which starts now. UserError.
 
-    START may be "always", END "forever". An interval that starts now does so at the last full minute, for clocks that
-    are a little behind.
+    START may be "always", END "forever". An interval that starts now does so one to two minutes ago, at a full minute
+    (as in ssh-keygen), for clocks that are a little behind.
     """
     start, colon, end = text.partition(":")
     if not colon:
