@@ -29,10 +29,9 @@ class Enclosure:
         """The command line that runs a program of this machine in it."""
         return self._enter("", *argv)
 
-    def chroot(self, root: Path, *argv: str, user: int | None = None) -> list[str]:
-        """The command line that runs a program of the root folder in it, as the user and group of that number."""
-        userspec = [] if user is None else [f"--userspec={user}:{user}"]
-        return self._enter(str(root), "chroot", *userspec, str(root), *argv)
+    def chroot(self, root: Path, *argv: str) -> list[str]:
+        """The command line that runs a program of the root folder in it."""
+        return self.inside(root, "chroot", str(root), *argv)
 
     def inside(self, root: Path, *argv: str) -> list[str]:
         """The command line that runs a program of this machine with the root folder made ready, for it to chroot."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from tests.net import pqtun
+from tests.net.client_host import ClientHost
 from tests.net.enclosure import Enclosure
 from tests.net.lab import Lab
+from tests.net.pqtun import PqtunClient
 from tests.net.ssh_clients import CLIENTS, SshClient
 from tests.net.ssh_keys import ED25519, PLAIN, Keys, openssh_root
 from tests.net.ssh_servers import PORTS, SERVERS, SshServers, SshService
@@ -54,12 +57,12 @@ class ShellStage:
         self.users = Users(lab, self.net.server)
         self.alice = self.users.add("alice", groups=("project", "music"))
         self.bob = self.users.add("bob", shell="/bin/sh", groups=("project",))
+        self.enclosure = Enclosure(lab, self.net.server, self.users)
         self.client_users = Users(lab, self.net.client)
         self.dora = self.client_users.add("dora")
-        client_enclosure = Enclosure(lab, self.net.client, self.client_users)
-        self.enclosure = Enclosure(lab, self.net.server, self.users)
-        self.openssh = openssh_root(lab, self.net.client, client_enclosure)
-        self.keys = Keys(lab, self.net.client, client_enclosure, self.dora, "alice,bob")
+        self._client_enclosure = Enclosure(lab, self.net.client, self.client_users)
+        self.openssh = openssh_root(lab, self.net.client, self._client_enclosure)
+        self.keys = Keys(lab, self.net.client, self._client_enclosure, self.dora, "alice,bob")
         for user in (self.alice, self.bob):
             self.users.authorize(user, *map(self.keys.public, PLAIN))
         started(self.stage.server)
@@ -68,10 +71,7 @@ class ShellStage:
         self._servers = SshServers(lab, self.net.server, self.enclosure, self.keys, self.openssh)
         self._running: dict[str, SshService] = {}
         self._known = self.keys.directory / "known_hosts"
-        places = (client_enclosure, self.dora, self.openssh)
-        self.clients = {name: SshClient(name, lab, self.net.client, *places) for name in CLIENTS}
-        # Where programs look for the daemon of their host.
-        (client_enclosure.directory / "run/pqtun").symlink_to(self.stage.client.run_directory)
+        self.clients = self._clients(self.net.client, self._client_enclosure, self.stage.client)
         self._ports = itertools.count(20_000)
         self._configure()
 
@@ -92,6 +92,17 @@ class ShellStage:
     def stop(self, name: str) -> int:
         """End a server; its exit code."""
         return self._running.pop(name).process.stop()
+
+    def clients_at(self, host: ClientHost) -> dict[str, SshClient]:
+        """The clients once more, of a dora of another host; her name has the same number there."""
+        users = Users(self.lab, host.ns)
+        assert users.add("dora") == replace(self.dora, directory=users["dora"].directory)
+        return self._clients(host.ns, Enclosure(self.lab, host.ns, users), host.client)
+
+    def _clients(self, ns: str, enclosure: Enclosure, daemon: PqtunClient) -> dict[str, SshClient]:
+        # Where programs look for the daemon of their host.
+        (enclosure.directory / "run/pqtun").symlink_to(daemon.run_directory)
+        return {name: SshClient(name, self.lab, ns, enclosure, self.dora, self.openssh) for name in CLIENTS}
 
     def echo(self, ns: str, *addresses: str) -> None:
         """Start a server that sends back what comes, on "host:port" or paths of sockets."""

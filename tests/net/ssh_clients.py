@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.net import pqtun
@@ -43,12 +43,16 @@ class SshClient:
     def argv(self, program: str, *arguments: str) -> list[str]:
         """The whole command line, to be run outside the namespace; `program` may be another one than those of SSH."""
         ours = program in ("ssh", "scp", "sftp")
-        words = self.words(program, *arguments) if ours else [program, *arguments]
+        return self.argv_below((), self.words(program, *arguments) if ours else [program, *arguments])
+
+    def argv_below(self, above: Sequence[str], words: Sequence[str]) -> list[str]:
+        """argv() of a program of this machine (`above`) that starts `words`, which are of this kind."""
         if self.name == SSH_10:
-            inside = self._enclosure.chroot(self._openssh, *words, user=self.user.uid)
+            userspec = f"--userspec={self.user.uid}:{self.user.gid}"
+            inside = self._enclosure.inside(self._openssh, *above, "chroot", userspec, str(self._openssh), *words)
         else:
             ids = [f"--reuid={self.user.uid}", f"--regid={self.user.gid}", "--clear-groups"]
-            inside = self._enclosure.argv("setpriv", *ids, *words)
+            inside = self._enclosure.argv("setpriv", *ids, *above, *words)
         return self._lab.argv(self.ns, *inside)
 
     def run(
