@@ -66,15 +66,14 @@ def of_login(
     pam: Mapping[str, str] | None = None,
     original_command: str | None = None,
 ) -> dict[str, str]:
-    """The whole environment of a session's first process, later sources over earlier ones, as sshd has it.
+    """The whole environment of a session's first process, later sources over earlier ones.
 
-    The client's LANG and LC_*; what passwd(5) says; `environment=` of the key; what PAM's modules set (None: no PAM,
-    then the files that pam_env(8) would read); the connection. `term` and `tty` are None without a pty;
-    `original_command` is what the client asked for where the key's command replaces it. DISPLAY and SSH_AUTH_SOCK are
-    for the caller to add.
+    What passwd(5) says; what PAM's modules set (None: no PAM, then the files that pam_env(8) would read); the client's
+    LANG and LC_*, as its terminal shows them, which sshd puts first; `environment=` of the key; the connection.
+    `term` and `tty` are None without a pty; `original_command` is what the client asked for where the key's command
+    replaces it. DISPLAY and SSH_AUTH_SOCK are for the caller to add.
     """
-    result = {name: value for name, value in (sent or {}).items() if accepted(name, value)}
-    result |= {
+    result = {
         "USER": account.name,
         "LOGNAME": account.name,
         "HOME": account.home,
@@ -84,8 +83,9 @@ def of_login(
     }
     if (zone := os.environ.get("TZ")) is not None:
         result["TZ"] = zone
-    result |= dict(permission.environment)
     result |= _of_system() if pam is None else pam
+    result |= {name: value for name, value in (sent or {}).items() if accepted(name, value)}
+    result |= dict(permission.environment)
     result["SSH_CLIENT"] = f"{ends.source} {ends.source_port} {ends.own_port}"
     result["SSH_CONNECTION"] = f"{ends.source} {ends.source_port} {ends.own} {ends.own_port}"
     if tty is not None:

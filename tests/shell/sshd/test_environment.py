@@ -62,11 +62,12 @@ def test_values_that_are_no_language(value):
 
 
 def test_later_sources_win():
-    permission = dataclasses.replace(PLAIN, environment=(("EDITOR", "ed"), ("MAIL", "/m"), ("LANG", "C")))
-    variables = of_login(permission=permission, sent={"LANG": "de"}, pam={"EDITOR": "vim", "SSH_CLIENT": "lie"})
-    assert variables["LANG"] == "C"
+    permission = dataclasses.replace(PLAIN, environment=(("EDITOR", "ed"), ("LC_TIME", "C")))
+    pam = {"MAIL": "/m", "EDITOR": "vim", "LANG": "C", "SSH_CLIENT": "a lie"}
+    variables = of_login(permission=permission, sent={"LANG": "de", "LC_TIME": "de"}, pam=pam)
     assert variables["MAIL"] == "/m"
-    assert variables["EDITOR"] == "vim"
+    assert variables["LANG"] == "de"
+    assert (variables["EDITOR"], variables["LC_TIME"]) == ("ed", "C")
     assert variables["SSH_CLIENT"] == "fd00::7 50000 42422"
 
 
