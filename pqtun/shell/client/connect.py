@@ -21,6 +21,7 @@ from pqtun.shell.client import transport, tunnel  # noqa: E402
 from pqtun.shell.client.config import Config, resolve  # noqa: E402
 from pqtun.shell.client.hostkeys import HostKey, KnownHosts, TunnelKeys, Verifier  # noqa: E402
 from pqtun.shell.client.identities import Identities, agent_path  # noqa: E402
+from pqtun.shell.client.loginfaults import Refusal, Unreachable  # noqa: E402
 from pqtun.shell.client.options import Options, split_hop  # noqa: E402
 from pqtun.shell.client.ui import UserInterface  # noqa: E402
 
@@ -82,7 +83,7 @@ async def _over_tcp(
             except (OSError, TimeoutError) as error:
                 # asyncio's own text is about a call; ssh's users know the error's name.
                 reason = os.strerror(error.errno or errno.ETIMEDOUT)
-                failure = UserError(f"connect to host {config.hostname} port {config.port}: {reason}")
+                failure = Unreachable(f"connect to host {config.hostname} port {config.port}: {reason}")
                 ui.debug(f"connect to address {shown} port {config.port}: {reason}")
                 continue
             keys: Verifier
@@ -219,7 +220,7 @@ class _Settings:
                 window=WINDOW,
             )
         except (asyncssh.Error, OSError, TimeoutError) as error:
-            raise (client.fault or _explained(error, config, peer)) from None
+            raise (Refusal(str(client.fault)) if client.fault else _explained(error, config, peer)) from None
         except ValueError as error:  # asyncssh's option checks
             raise UserError(f"{config.hostname}: {error}") from None
         finally:
@@ -275,25 +276,25 @@ def _explained(error: Exception, config: Config, peer: str) -> UserError:
     """Return what ssh says of it."""
     match error:
         case asyncssh.HostKeyNotVerifiable():
-            return UserError("Host key verification failed.")
+            return Refusal("Host key verification failed.")
         case asyncssh.PermissionDenied():
-            return UserError(f"{config.user}@{config.hostname}: Permission denied (publickey).")
+            return Refusal(f"{config.user}@{config.hostname}: Permission denied (publickey).")
         case asyncssh.KeyExchangeFailed():
-            return UserError(f"Unable to negotiate with {peer}: {error}")
+            return Refusal(f"Unable to negotiate with {peer}: {error}")
         case asyncssh.ConnectionLost() if "timeout" in str(error).lower():
-            return UserError(f"Connection to {peer} timed out: {error}")
+            return Unreachable(f"Connection to {peer} timed out: {error}")
         case asyncssh.ConnectionLost():
-            return UserError(f"Connection closed by {peer}")
+            return Unreachable(f"Connection closed by {peer}")
         case asyncssh.ChannelOpenError():
-            return UserError(f"jump host: channel open to {config.hostname}:{config.port} failed: {error.reason}")
+            return Unreachable(f"jump host: channel open to {config.hostname}:{config.port} failed: {error.reason}")
         case asyncssh.DisconnectError():
             return UserError(f"Received disconnect from {peer}: {error.reason}")
         case ConnectionResetError() | BrokenPipeError():
-            return UserError(f"Connection reset by {peer}")
+            return Unreachable(f"Connection reset by {peer}")
         case TimeoutError():
-            return UserError(f"Connection to {peer} timed out")
+            return Unreachable(f"Connection to {peer} timed out")
         case _:
-            return UserError(f"{peer}: {error}")
+            return Unreachable(f"{peer}: {error}")
 
 
 def _log_to(ui: UserInterface) -> None:

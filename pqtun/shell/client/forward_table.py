@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -70,16 +71,16 @@ class ForwardTable:
     async def carry(self, connection: asyncssh.SSHClientConnection) -> list[tuple[Forward, Exception]]:
         """Use another connection; return the remote forwards that its server refused."""
         self._route.set(connection)
+        return await self.request_again([forward for forward in self._entries if forward.kind == "remote"])
+
+    async def request_again(self, forwards: Iterable[Forward]) -> list[tuple[Forward, Exception]]:
+        """Ask for remote forwards that are not the server's any more; return those that it refused."""
         refused: list[tuple[Forward, Exception]] = []
-        for forward, entry in list(self._entries.items()):
-            if forward.kind != "remote":
-                continue
+        for forward in forwards:
             try:
-                again = await self._request(forward)
+                self._entries[forward] = await self._request(forward)
             except (asyncssh.Error, asyncssh.ChannelListenError) as error:
                 refused.append((forward, error))
-            else:
-                entry.listener, entry.port = again.listener, again.port
         return refused
 
     def lost(self) -> None:

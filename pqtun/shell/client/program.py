@@ -86,16 +86,21 @@ def _shown(config: Config) -> str:
 
 
 def _run(options: Options, config: Config, ui: UserInterface) -> int:
-    done = mux_client.attach(options, config, ui)
-    if done is not None:
-        return done
+    if not options.persistent or options.control_command is not None:
+        done = mux_client.attach(options, config, ui)
+        if done is not None:
+            return done
     command = options.command or config.remotecommand
     if config.forkafterauthentication and config.sessiontype == "default" and not command:
         raise UserError("Cannot fork into background without a command to execute.")
-    if mux_background.wants_master(config) and config.controlpersist is not None:
+    if mux_background.wants_master(config) and config.controlpersist is not None and not options.persistent:
         return mux_background.ride_own_master(options, config, ui)
 
     def work(leave: Leave | None) -> int:
+        if options.persistent:
+            from pqtun.shell.client.persistent import PersistentProgram
+
+            return asyncio.run(PersistentProgram(options, config, ui, leave).run())
         return asyncio.run(Program(options, config, ui, leave).run())
 
     try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pqtun.protocol.errors import UserError
 from pqtun.shell.client.config import Config
+from pqtun.shell.client.loginfaults import Unreachable
 from pqtun.shell.client.ui import UserInterface
 
 Address = tuple[int, tuple[str | int | bytes, ...]]
@@ -33,7 +34,9 @@ async def resolve(config: Config) -> list[Address]:
         found = await loop.getaddrinfo(config.hostname, config.port, family=family, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
         text = error.strerror if isinstance(error, socket.gaierror) else "Name or service not known"
-        raise UserError(f"Could not resolve hostname {config.hostname}: {text}") from None
+        passing = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
+        kind = Unreachable if passing else UserError
+        raise kind(f"Could not resolve hostname {config.hostname}: {text}") from None
     return [(entry[0], tuple(entry[4])) for entry in found]
 
 
