@@ -15,7 +15,7 @@ from typing import Any, Final
 from pqtun.protocol.errors import UserError
 from pqtun.shell.client.configfile import SYSTEM_DIRECTORY, Reader
 from pqtun.shell.client.forwardspec import Forward
-from pqtun.shell.client.options import Options
+from pqtun.shell.client.options import Options, split_hop
 
 PORT: Final = 42422  # where pqtun sshd listens inside tunnels
 DIRECT_PORT: Final = 22
@@ -125,36 +125,35 @@ def resolve(options: Options) -> Config:
     """Return the settings for the destination of a command line. Raises UserError."""
     if "\0" in options.host or len(options.host) > 1024:
         raise UserError("hostname contains invalid characters")
-    account = pwd.getpwuid(os.getuid()) if _has_account() else None
-    local_user = account.pw_name if account is not None else str(os.getuid())
-    reader = _read(options, options.host, local_user, final=False)
+    local_user = _local_user()
+    reader = _read(options, local_user)
     if reader.wants_final:
-        reader = _read(options, _hostname(reader), local_user, final=True, first=reader)
+        reader = _read(options, local_user, first=reader)
     return _config(options, reader.values, _hostname(reader), local_user)
 
 
-def _has_account() -> bool:
+def _local_user() -> str:
     try:
-        pwd.getpwuid(os.getuid())
+        return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
-        return False
-    return True
+        raise UserError(f"No user exists for uid {os.getuid()}") from None
 
 
-def _read(options: Options, host: str, local_user: str, *, final: bool, first: Reader | None = None) -> Reader:
+def _read(options: Options, local_user: str, first: Reader | None = None) -> Reader:
     def expanded(reader: Reader, command: str) -> str:
         port = int(reader.values.get("port", _default_port(options)))
         user = str(reader.values.get("user", local_user))
         return expand(command, _tokens(options.host, reader.hostname, port, user, local_user, reader.values))
 
-    reader = Reader(host, local_user, expanded, final=final)
     if first is None:
+        reader = Reader(options.host, local_user, expanded)
         for keyword, value in options.settings:
             reader.setting(keyword, value)
     else:
-        reader.values = {**first.values}
-        for keyword in [keyword for keyword, value in reader.values.items() if isinstance(value, list)]:
-            reader.values[keyword] = list(first.values[keyword])
+        reader = Reader(options.host, local_user, expanded, final=_hostname(first))
+        reader.values = {
+            name: list(value) if isinstance(value, list) else value for name, value in first.values.items()
+        }
     if options.config_file == "none":
         return reader
     if options.config_file is not None:
@@ -168,7 +167,7 @@ def _read(options: Options, host: str, local_user: str, *, final: bool, first: R
 
 def _hostname(reader: Reader) -> str:
     name = reader.values.get("hostname")
-    return reader.host if name is None else expand(name, {"h": reader.host})
+    return reader.original if name is None else expand(name, {"h": reader.original})
 
 
 def _default_port(options: Options) -> int:
@@ -179,7 +178,7 @@ def _tokens(
     original: str, hostname: str, port: int, user: str, local_user: str, values: Mapping[str, Any]
 ) -> dict[str, str]:
     name = socket.gethostname()
-    jump = _jump(values) or ""
+    jump = split_hop((_jump(values) or "").rpartition(",")[2].removeprefix("ssh://"))[1]
     connection = hashlib.sha1(f"{name}{hostname}{port}{user}{jump}".encode(), usedforsecurity=False).hexdigest()
     return {
         "C": connection,
@@ -204,6 +203,9 @@ def _jump(values: Mapping[str, Any]) -> str | None:
 
 def _config(options: Options, given: Mapping[str, Any], hostname: str, local_user: str) -> Config:
     values = dict(given)
+    if options.stdio_forward is not None:
+        values.setdefault("clearallforwardings", True)
+        values.setdefault("exitonforwardfailure", True)
     port = values.pop("port", _default_port(options))
     user = values.pop("user", local_user)
     tokens = _tokens(options.host, hostname, port, user, local_user, values)
@@ -237,12 +239,8 @@ def _config(options: Options, given: Mapping[str, Any], hostname: str, local_use
             forwards += (_expanded(forward, path) for forward in values.get(name, ()))
     if values.get("serveraliveinterval") == 0:
         values["serveraliveinterval"] = None
-    if values.get("addressfamily") == "inet6":
-        values["addressfamily"] = "inet6"
     known_fields = Config.__dataclass_fields__.keys()
     kept = {name: value for name, value in values.items() if name in known_fields}
-    if values["controlpath"] is None:
-        kept["controlmaster"] = kept.get("controlmaster", "no")
     return Config(
         **{
             **kept,

@@ -77,22 +77,28 @@ def matches(patterns: str | list[str], value: str, *, lower: bool = False) -> bo
 class Reader:
     """Collects what files and command lines say of one host."""
 
-    def __init__(self, host: str, local_user: str, expand: Callable[[Reader, str], str], *, final: bool) -> None:
-        """``expand``: puts values for tokens (%h) in a command of ``Match exec``; ``final``: it is the second pass."""
-        self.host = host
+    def __init__(
+        self, original: str, local_user: str, expand: Callable[[Reader, str], str], *, final: str | None = None
+    ) -> None:
+        """``original``: the host as typed; ``expand``: puts values for tokens (%h) in a command of ``Match exec``.
+
+        ``final``: in the second pass, what the first one made of the host.
+        """
+        self.original = original
+        self.host = original if final is None else final
         self.local_user = local_user
         self.values: dict[str, Any] = {}
         self.wants_final = False
         self._expand = expand
-        self._final = final
+        self._final = final is not None
         self._active = True
         self._where = "command-line: line 0"
 
     @property
     def hostname(self) -> str:
         """The host to match: what HostName says so far, else what was typed."""
-        name: str = self.values.get("hostname", self.host)
-        return name.replace("%h", self.host).replace("%%", "%")
+        name: str | None = self.values.get("hostname")
+        return self.host if name is None else name.replace("%h", self.original).replace("%%", "%")
 
     def setting(self, keyword: str, value: str) -> None:
         """Take a setting of the command line. Raises ConfigError."""
@@ -201,7 +207,7 @@ class Reader:
     def _criterion(self, name: str, argument: str | None, rest: Iterator[str], *, wanted: bool) -> bool:
         values: Mapping[str, Callable[[], str]] = {
             "host": lambda: self.hostname,
-            "originalhost": lambda: self.host,
+            "originalhost": lambda: self.original,
             "user": lambda: str(self.values.get("user", self.local_user)),
             "localuser": lambda: self.local_user,
             "tagged": lambda: str(self.values.get("tag", "")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import asyncssh
@@ -40,7 +41,7 @@ async def open_one(table: ForwardTable, forward: Forward, ui: UserInterface) -> 
     try:
         port = await table.open(forward)
     except (OSError, asyncssh.Error, asyncssh.ChannelListenError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         if forward.kind == "remote":
             what = "listen path" if forward.listen_path is not None else "listen port"
             raise UserError(f"remote port forwarding failed for {what} {_end(forward)}: {reason}") from None

@@ -100,15 +100,10 @@ def parse(arguments: Sequence[str]) -> Options:
     """
     options = Options()
     rest, terminated = _flags(options, list(arguments))
-    if rest and not terminated:
-        destination = rest.pop(0)
-        rest, _ = _flags(options, rest)
-    elif rest:
-        destination = rest.pop(0)
-    else:
-        destination = ""
-    if destination:
-        _set_destination(options, destination)
+    if rest:
+        _set_destination(options, rest.pop(0))
+        if not terminated:
+            rest, _ = _flags(options, rest)
     options.command = tuple(rest)
     if not (options.host or options.version or options.help):
         raise UsageError("name a host: pqtun ssh [options] [user@]host [command]")
