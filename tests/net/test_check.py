@@ -88,8 +88,9 @@ def test_without_root(stage: Stage) -> None:
     code = f"""
         import os
         import dns.asyncbackend, dns._asyncio_backend
-        from pqtun.cli.main import main
+        from pqtun.cli.main import main, parser
         from pqtun.protocol import primitives
+        parser()  # imports the commands
         os.setgroups([]); os.setgid(12345); os.setuid(12345)
         print(main(["check", "{HOST}"]))
     """

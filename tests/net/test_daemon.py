@@ -288,6 +288,7 @@ def test_without_root(daemon: Daemon) -> None:
     code = """
         import os, sys
         import pqtun.cli.main, pqtun.daemon.client, pqtun.daemon.server
+        pqtun.cli.main.parser()  # imports the commands
         os.setgroups([]); os.setgid(65534); os.setuid(65534)
         sys.stderr = sys.stdout
         print(pqtun.cli.main.main(sys.argv[1:]))
