@@ -10,12 +10,13 @@ from pqtun.cli import options
 from pqtun.shell.auditcheck import Report, verify
 
 FAILURE = 1
+_SUMMARY = "Check the audit log of the shell."
 _HASH_DIGITS = 64
 
 
 def add_parsers(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser("audit", help="Check the audit log of the shell.", description=__doc__)
+    parser = commands.add_parser("audit", help=_SUMMARY, description=_SUMMARY)
     actions = parser.add_subparsers(dest="audit_action", required=True, metavar="ACTION")
     check = options.add_command(
         actions, "verify", "Find any line of an audit log that was changed, removed, added or moved.", run

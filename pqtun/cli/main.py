@@ -30,14 +30,14 @@ def parser() -> argparse.ArgumentParser:
     import argparse
 
     from pqtun import __version__
-    from pqtun.cli import announce, check, keygen, services, sshd, status
+    from pqtun.cli import announce, audit, check, keygen, services, sshd, status
 
     top = argparse.ArgumentParser(
         prog="pqtun", description="Post-quantum encryption around the traffic of programs that know nothing of it."
     )
     top.add_argument("--version", action="version", version=f"pqtun {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (keygen, announce, services, sshd, check, status):
+    for command in (keygen, announce, services, sshd, audit, check, status):
         command.add_parsers(commands)
     for name, (_, summary) in PROGRAMS.items():
         commands.add_parser(name, help=summary, add_help=False)

@@ -1,6 +1,7 @@
 """``pqtun ssh-keygen``: make, show and change keys and certificates, with the options of ssh-keygen(1)."""
 
 import getopt
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -144,3 +145,6 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130  # as shells report SIGINT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
+        return FAILURE
