@@ -52,9 +52,10 @@ def test_a_known_peer_is_named_whether_or_not_its_tunnel_is_up(stage: Stage) -> 
     known = whois.ask(stage.client.run_directory, address)
     assert known.keyhash == encode(stage.keyhash)
     assert known.name.startswith("pq1")  # the name that carries the key hash
-    started(stage.fresh_client())
-    address = stage.private_address()
-    assert whois.ask(stage.client.run_directory, address).keyhash == encode(stage.keyhash)
+    nobody = bytes(range(32))
+    stage.announce("nobody.example.net", nobody, SERVER4)
+    address = stage.private_address("nobody.example.net")
+    assert whois.ask(stage.client.run_directory, address).keyhash == encode(nobody)
 
 
 def test_through_the_tunnel_no_question_is_asked(stage: Stage, server: SshServer, home: Path) -> None:
