@@ -129,11 +129,16 @@ class _Client(asyncssh.SSHClient):
         self._ui = ui
         self._offers: AsyncIterator[asyncssh.SSHKeyPair] = identities.offers()
         self.fault: UserError | None = None
-        self.lost: Exception | None = None  # how the connection ended, if not by us
+        self._connection: asyncssh.SSHClientConnection | None = None
+
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+        """See asyncssh.SSHClient."""
+        self._connection = conn
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncssh.SSHClient."""
-        self.lost = exc
+        """See asyncssh.SSHClient: tell how it ended, as the connection forgets us now."""
+        if self._connection is not None:
+            self._connection.set_extra_info(lost=exc)
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
         """See asyncssh.SSHClient: a key that is not among the known ones."""

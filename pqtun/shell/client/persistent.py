@@ -161,6 +161,7 @@ class PersistentProgram(Program):
         with suppress(TimeoutError):
             async with asyncio.timeout(pause - at_least):
                 await self._network_changed.wait()
+                self._ui.debug("The network changed.")
 
     async def _restore(self, table: ForwardTable, refused: list[Forward]) -> None:
         """Ask on for remote forwards: the server may hold their ports for the connection that was lost."""

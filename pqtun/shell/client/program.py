@@ -98,6 +98,9 @@ def _run(options: Options, config: Config, ui: UserInterface) -> int:
 
     def work(leave: Leave | None) -> int:
         if options.persistent:
+            from pqtun.shell import ssh
+
+            ssh.prepare()
             from pqtun.shell.client.persistent import PersistentProgram
 
             return asyncio.run(PersistentProgram(options, config, ui, leave).run())
@@ -255,7 +258,7 @@ class Program:
 
     def _lost(self, connection: asyncssh.SSHClientConnection) -> int:
         """The connection ended by itself: say how."""
-        reason = str(getattr(connection.get_owner(), "lost", None) or "")
+        reason = str(connection.get_extra_info("lost") or "")
         if "keepalive" in reason.lower() or "timeout" in reason.lower():
             self._ui.fault(f"Timeout, server {self._config.hostname} not responding.")
         else:

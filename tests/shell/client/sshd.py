@@ -42,7 +42,7 @@ class Sshd:
 
     def kill(self) -> None:
         """End it at once, and all that it serves."""
-        for pid in self._descendants():
+        for pid in self.descendants():
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -64,7 +64,7 @@ class Sshd:
             argv += ["-o", f"{name}={value}"]
         return argv
 
-    def _descendants(self) -> list[int]:
+    def descendants(self) -> list[int]:
         """The processes of its sessions (sessions(7) of their own, so no process group holds them)."""
         children: dict[int, list[int]] = {}
         for stat in Path("/proc").glob("[0-9]*/stat"):

@@ -35,6 +35,7 @@ class Terminal:
             modes[0] &= ~termios.IXON
             termios.tcsetattr(self._slave, termios.TCSANOW, modes)
         self._read = b""
+        self.seen = ""  # all that was printed
         self.process = subprocess.Popen(
             argv,
             stdin=self._slave,
@@ -99,6 +100,7 @@ class Terminal:
         except OSError:  # EIO: all have closed it
             return False
         self._read += data
+        self.seen += data.decode(errors="replace")
         return bool(data)
 
     def _set_size(self, rows: int, columns: int) -> None:
