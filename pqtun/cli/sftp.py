@@ -1,5 +1,6 @@
 """``pqtun sftp``: move files interactively, or as a file of commands says."""
 
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str]) -> int:
     sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # names need not be UTF-8
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     try:
         command = parse_command(arguments)
         if command.help:
@@ -37,6 +40,11 @@ def main(arguments: Sequence[str]) -> int:
         return FAILURE
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _end(number: int, frame: object) -> None:
+    # An exception lets the line editor put the terminal right.
+    raise SystemExit(128 + number)
 
 
 def _run(command: "SftpCommand") -> int:

@@ -17,12 +17,8 @@ FILE_FAULTS: Final = (OSError, asyncssh.Error)
 
 LOST: Final = "the connection was lost"
 
-_LOST: Final = (
-    asyncssh.SFTPConnectionLost,
-    asyncssh.SFTPNoConnection,
-    asyncssh.DisconnectError,
-    asyncssh.ChannelOpenError,
-)
+_GONE: Final = (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection, asyncssh.ConnectionLost, ConnectionError)
+_ENDED: Final = (*_GONE, asyncssh.DisconnectError, asyncssh.ChannelOpenError, asyncio.IncompleteReadError)
 _SAID_BY_SYSTEM: Final[dict[type[asyncssh.Error], int]] = {
     asyncssh.SFTPNoSuchFile: errno.ENOENT,
     asyncssh.SFTPNoSuchPath: errno.ENOENT,
@@ -46,7 +42,7 @@ def reason(error: BaseException) -> str:
     """Return what went wrong in one printable line, without the path."""
     if isinstance(error, UserError):
         return str(error)
-    if is_lost(error):
+    if isinstance(error, (*_GONE, asyncio.IncompleteReadError)):
         return LOST
     if isinstance(error, asyncssh.Error):
         number = _SAID_BY_SYSTEM.get(type(error))
@@ -63,8 +59,7 @@ def reason(error: BaseException) -> str:
 
 def is_lost(error: BaseException) -> bool:
     """Whether it means that the server cannot be asked any more."""
-    lost = (*_LOST, ConnectionError, asyncio.IncompleteReadError)
-    return isinstance(error, lost) or (
+    return isinstance(error, _ENDED) or (
         isinstance(error, asyncssh.SFTPBadMessage) and error.reason == "Connection closed"
     )
 

@@ -36,11 +36,15 @@ class Throttle:
         """Return the block size that fits the rate."""
         return max(min(largest, int(self.rate / _BLOCKS_A_SECOND)), _SMALLEST_BLOCK)
 
+    def delay(self, size: int, now: float) -> float:
+        """Return how many seconds to wait before `size` bytes go, which are then taken for gone."""
+        begin = max(self._free_at, now)
+        self._free_at = begin + size / self.rate
+        return begin - now
+
     async def take(self, size: int) -> None:
         """Wait until `size` bytes may go."""
-        now = time.monotonic()
-        self._free_at = max(self._free_at, now) + size / self.rate
-        await asyncio.sleep(self._free_at - size / self.rate - now)
+        await asyncio.sleep(self.delay(size, time.monotonic()))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ DEFAULT_WIDTH: Final = 80  # columns of a terminal that does not tell its size
 _UNITS: Final = ("B", "KB", "MB", "GB", "TB", "PB", "EB")
 _STEP: Final = 1024
 _LARGEST_AMOUNT: Final = 9999  # four digits
-_LARGEST_RATE: Final = 999.95  # what rounds to 1000.0 takes the next unit
+_LARGEST_RATE: Final = 999.9  # what would round to 1000.0 takes the next unit
 _FIGURES: Final = len(" 100% 9999KB 999.9KB/s 00:00:00 ETA")
 _SMOOTHING: Final = 0.7  # how much of the earlier rate stays after a second
 _LONGEST: Final = 99 * 3600 + 59 * 60 + 59  # seconds
@@ -36,7 +36,7 @@ def rate_text(rate: float) -> str:
     """Return a rate, in bytes a second, in 9 columns: ` 12.3MB/s`."""
     unit = 1  # at least KB, as a rate in bytes is hard to compare with one in megabytes
     value = rate / _STEP
-    while value >= _LARGEST_RATE and unit < len(_UNITS) - 1:
+    while value > _LARGEST_RATE and unit < len(_UNITS) - 1:
         value /= _STEP
         unit += 1
     return f"{min(value, _LARGEST_RATE):>5.1f}{_UNITS[unit]}/s"

@@ -41,6 +41,7 @@ class Receiver:
         self._report = report
         self._expected = expected
         self._store = LocalStore()
+        self._announced = False
         self.faults = 0
 
     async def receive(self, target: bytes, *, into: bool) -> None:
@@ -50,6 +51,8 @@ class Receiver:
             await self._level(target, into, 0)
             if await self._stream.finish() and not self.faults:
                 self._fault(target, self._stream.said() or "the server's scp failed")
+            elif not self._announced and not self.faults:
+                self._fault(target, self._stream.said() or "the server sent nothing")
         except MessageError as error:
             self._fault(target, f"the server does not keep to the protocol ({error.reason}); nothing more is taken")
         except rcp.StreamEnded as error:
@@ -77,6 +80,7 @@ class Receiver:
                     await self._stream.accept()
                     return
                 case rcp.FileComes() | rcp.DirectoryComes():
+                    self._announced = True
                     if depth == 0 and coming.name not in self._expected:
                         raise CopyFault(f"the server sends {printable(coming.name)!r}, which was not asked for")
                     path = posixpath.join(target, coming.name) if into else target
@@ -256,7 +260,7 @@ class Sender:
             complaint = await self._stream.answer()
             text = failed or (complaint.text if complaint is not None else None)
             if text is not None:
-                raise CopyFault(text)
+                raise CopyFault(f"{text}; what is there is not whole")
         finally:
             if bar is not None:
                 bar.close()

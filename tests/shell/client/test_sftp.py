@@ -1,0 +1,299 @@
+"""pqtun sftp as people use it: its program in a namespace, with OpenSSH's sshd at the other end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.net.process import wait_until
+from tests.shell.client.sshd import ADDRESS, PORT, Sshd
+from tests.shell.client.terminals import Terminal
+
+pytestmark = pytest.mark.net
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Client:
+    """`pqtun sftp` and `pqtun scp` in the server's namespace, with a home of their own."""
+
+    def __init__(self, sshd: Sshd, home: Path) -> None:
+        self.sshd = sshd
+        self.there, self.here = home / "there", home / "here"
+        for directory in (self.there, self.here):
+            directory.mkdir()
+        self._env = {
+            "HOME": str(home),
+            "PYTHONPATH": str(ROOT),
+            "TERM": "xterm",
+            "LANG": "C.UTF-8",
+            "PATH": os.environ["PATH"],
+        }
+        (home / ".inputrc").write_text("set completion-query-items 0\nset enable-bracketed-paste off\n")
+
+    def argv(self, program: str, *arguments: str) -> list[str]:
+        main = f"import sys; from pqtun.cli.{program} import main; sys.exit(main(sys.argv[1:]))"
+        options = ["--direct", "-P", str(PORT), "-F", "none", "-i", str(self.sshd.key)]
+        for name in ("BatchMode=yes", "StrictHostKeyChecking=yes", "IdentitiesOnly=yes"):
+            options += ["-o", name]
+        options += ["-o", f"UserKnownHostsFile={self.sshd.known_hosts}", "-o", "GlobalKnownHostsFile=/dev/null"]
+        env = ["env", "-i", *(f"{name}={value}" for name, value in self._env.items())]
+        return self.sshd.lab.argv(self.sshd.ns, *env, sys.executable, "-c", main, *options, *arguments)
+
+    def run(self, program: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[bytes]:
+        argv = self.argv(program, *arguments)
+        return subprocess.run(
+            argv, input=stdin.encode(errors="surrogateescape"), capture_output=True, timeout=60, cwd=self.here
+        )
+
+    def batch(self, text: str, *options: str) -> subprocess.CompletedProcess[bytes]:
+        return self.run("sftp", "-b", "-", *options, f"root@{ADDRESS}:{self.there}/", stdin=text)
+
+    def terminal(self, program: str, *arguments: str, columns: int = 80) -> Terminal:
+        argv = ["env", "-C", str(self.here), *self.argv(program, *arguments)]
+        return Terminal(argv, columns=columns)
+
+
+@pytest.fixture
+def client(sshd: Sshd, tmp_path: Path) -> Client:
+    return Client(sshd, tmp_path)
+
+
+@pytest.fixture
+def typing(client: Client) -> Iterator[Terminal]:
+    with client.terminal("sftp", f"root@{ADDRESS}:{client.there}/") as terminal:
+        terminal.wait_for("sftp> ")
+        yield terminal
+
+
+def test_a_batch_with_every_command(client: Client) -> None:
+    (client.there / "a b").write_text("blank")
+    (client.there / "x1").write_text("x1")
+    (client.there / "x2").write_text("x2")
+    (client.here / "mine").write_text("mine")
+    result = client.batch(
+        f"""
+        # a comment
+        pwd
+        lpwd
+        version
+        get "a b"
+        get x* {client.here}
+        get x1 renamed
+        put mine
+        put -p mine 'with "quotes"'
+        @ls -1
+        mkdir dir
+        put mine dir
+        cp mine dir/copied
+        rename x1 dir/moved
+        ln -s mine symbolic
+        ln mine hard
+        chmod 640 x2
+        chown 12 x2
+        chgrp 34 x2
+        ls -ln x2
+        -get none
+        -rmdir dir
+        cd dir
+        ls
+        cd ..
+        rm dir/*
+        rmdir dir
+        df -h
+        df -i
+        lmkdir made
+        lcd made
+        get x2
+        lls
+        !echo from the shell > made-by-shell
+        lumask 077
+        get x2 narrow
+        help
+        progress
+        cd
+        pwd
+        quit
+        nonsense never read
+        """
+    )
+    said = result.stdout.decode()
+    assert result.returncode == 0, said + result.stderr.decode()
+    assert (client.here / "a b").read_text() == "blank"
+    assert (client.here / "renamed").read_text() == (client.here / "x1").read_text() == "x1"
+    assert sorted(os.listdir(client.there)) == ["a b", "hard", "mine", "symbolic", 'with "quotes"', "x2"]
+    assert (client.there / "hard").stat().st_ino == (client.there / "mine").stat().st_ino
+    assert os.readlink(client.there / "symbolic") == "mine"
+    status = (client.there / "x2").stat()
+    assert (status.st_mode & 0o777, status.st_uid, status.st_gid) == (0o640, 12, 34)
+    assert (client.here / "made" / "made-by-shell").read_text() == "from the shell\n"
+    assert (client.here / "made" / "narrow").stat().st_mode & 0o777 == 0o600
+    assert f"Remote working directory: {client.there}" in said
+    assert "SFTP protocol version 3" in said
+    assert re.search(r"-rw-r-----.* 12 +34 ", said)
+    assert "sftp> ls -1" not in said
+    assert 'with "quotes"' in said
+    assert "copied" in said
+    assert "Capacity" in said
+    assert "reget" in said
+    assert b"none: No such file or directory" in result.stderr
+    assert len(result.stderr.splitlines()) == 3  # connected, and two that may fail
+
+
+def test_a_batch_ends_at_its_first_fault(client: Client) -> None:
+    result = client.batch("get none\n!touch never\n")
+    assert result.returncode == 1
+    assert b"No such file" in result.stderr
+    assert os.listdir(client.here) == []
+
+
+def test_names_that_are_not_utf8(client: Client) -> None:
+    name = b"\xff\xfe \x1b[31m"
+    Path(os.fsdecode(os.fsencode(client.there) + b"/" + name)).write_text("odd")
+    result = client.batch("ls -1\nget *\nput * twice\n" + f"rename '{os.fsdecode(name)}' plain\n")
+    assert result.returncode == 0, result.stderr
+    assert [os.fsencode(one) for one in os.listdir(client.here)] == [name]
+    assert sorted(os.listdir(client.there)) == ["plain", "twice"]
+    assert b"\\377\\376 \\033[31m\n" in result.stdout
+    assert b"\x1b" not in result.stdout + result.stderr
+
+
+def test_a_path_on_the_command_line_is_fetched(client: Client) -> None:
+    (client.there / "file").write_text("fetched")
+    (client.there / "dir").mkdir()
+    (client.there / "dir" / "inner").write_text("inner")
+    assert client.run("sftp", f"root@{ADDRESS}:{client.there}/file").returncode == 0
+    assert client.run("sftp", f"root@{ADDRESS}:{client.there}/file", "other").returncode == 0
+    assert client.run("sftp", "-r", f"root@{ADDRESS}:{client.there}/d*r").returncode == 0
+    assert sorted(os.listdir(client.here)) == ["dir", "file", "other"]
+    assert client.run("sftp", f"root@{ADDRESS}:{client.there}/none").returncode == 1
+
+
+def test_no_connection(client: Client) -> None:
+    result = client.run("sftp", f"sftp://root@{ADDRESS}:9")
+    assert result.returncode == 255
+    assert len(result.stderr.splitlines()) == 1
+    result = client.run("scp", f"scp://root@{ADDRESS}:9/x", ".")
+    assert result.returncode == 1
+
+
+def test_scp_from_the_command_line(client: Client) -> None:
+    (client.there / "file").write_bytes(data := os.urandom(100_000))
+    assert client.run("scp", "-p", f"root@{ADDRESS}:{client.there}/file", ".").returncode == 0
+    assert (client.here / "file").read_bytes() == data
+    result = client.run("scp", "file", "none", f"root@{ADDRESS}:{client.there}/")
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert result.stderr == b"pqtun scp: none: No such file or directory\n"
+    assert client.run("scp", "onlyone").returncode == 1
+    assert b"usage" in client.run("scp", "--help").stdout
+
+
+def test_scp_shows_progress_on_a_terminal_only(client: Client) -> None:
+    (client.there / "file").write_bytes(bytes(100_000))
+    arguments = ("scp", f"root@{ADDRESS}:{client.there}/file", ".")
+    with client.terminal(*arguments, columns=70) as terminal:
+        assert terminal.wait() == 0
+        shown = terminal.wait_for("\n")
+    last = shown.rstrip("\r\n").split("\r")[-1]
+    assert len(last) == 69
+    assert last.split()[:3] == ["file", "100%", "98KB"]
+    with client.terminal("scp", "-q", *arguments[1:]) as terminal:
+        assert terminal.wait() == 0
+        with pytest.raises(Exception, match="no "):
+            terminal.wait_for("file", 0.1)
+
+
+def test_completion_and_history(client: Client, typing: Terminal) -> None:
+    (client.there / "long name").write_text("content")
+    (client.there / "directory").mkdir()
+    (client.there / "directory" / "inner").touch()
+    typing.type("get lo\t")
+    typing.wait_for("get long\\ name ")
+    typing.type("\n")
+    typing.wait_for("Fetching")
+    typing.wait_for("sftp> ")
+    assert (client.here / "long name").read_text() == "content"
+    typing.type("put lo\tdir\t\n")
+    typing.wait_for("put long\\ name directory/")
+    typing.wait_for("Uploading")
+    typing.wait_for("sftp> ")
+    assert (client.there / "directory" / "long name").read_text() == "content"
+    typing.type("ls directory/\t\t")
+    typing.wait_for("inner")
+    typing.wait_for("sftp> ls directory/")
+    typing.type("\x15re\t\t")
+    typing.wait_for("reconnect")
+    typing.type("\x15lpw\t\n")
+    typing.wait_for("Local working directory")
+    typing.wait_for("sftp> ")
+    typing.type("\x1b[A\n")
+    typing.wait_for("Local working directory")
+    typing.wait_for("sftp> ")
+    typing.type("bye\n")
+    assert typing.wait() == 0
+    assert not typing.raw
+
+
+def test_interrupts_end_the_transfer_and_not_the_program(client: Client, typing: Terminal) -> None:
+    with (client.there / "large").open("wb") as file:
+        file.truncate(200 << 30)  # without end, for a test
+    typing.type("half a line\x03")
+    typing.wait_for("sftp> ")
+    typing.type("get large\n")
+    typing.wait_for("large")
+    wait_until(
+        lambda: (client.here / "large").exists() and (client.here / "large").stat().st_size > 1 << 20, 20, "data"
+    )
+    typing.type("\x03")
+    typing.wait_for("interrupted")
+    typing.wait_for("sftp> ")
+    size = (client.here / "large").stat().st_size
+    assert 0 < size < 200 << 30
+    typing.type("pwd\n")
+    typing.wait_for("Remote working directory")
+    typing.wait_for("sftp> ")
+    assert (client.here / "large").stat().st_size == size  # nothing goes on behind
+    typing.type("\x04")
+    assert typing.wait() == 0
+    assert not typing.raw
+
+
+def test_a_broken_transfer_goes_on_after_reconnecting(client: Client, typing: Terminal) -> None:
+    data = os.urandom(48 << 20)
+    (client.there / "file").write_bytes(data)
+    typing.type("get -f none\n")
+    typing.wait_for("sftp> ")
+    typing.type("get file\n")
+    typing.wait_for("ETA")
+    client.sshd.kill()
+    try:
+        typing.wait_for("the connection was lost")
+        typing.wait_for("sftp> ")
+        typing.type("ls\n")
+        typing.wait_for("reconnect makes one")
+        typing.wait_for("sftp> ")
+    finally:
+        client.sshd.start()
+    assert (client.here / "file").stat().st_size < len(data)
+    typing.type("reconnect\n")
+    typing.wait_for("sftp> ")
+    typing.type("reget file\n")
+    typing.wait_for("100%")
+    typing.wait_for("sftp> ")
+    assert (client.here / "file").read_bytes() == data
+    typing.type("quit\n")
+    assert typing.wait() == 0
+
+
+def test_the_terminal_is_as_it_was_after_a_signal(typing: Terminal) -> None:
+    wait_until(lambda: typing.raw, 20, "the line editor")
+    typing.process.send_signal(signal.SIGTERM)
+    assert typing.wait() == 128 + signal.SIGTERM
+    assert not typing.raw
