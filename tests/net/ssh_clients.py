@@ -18,7 +18,7 @@ from tests.net.users import User
 
 SSH_9, SSH_10, PQTUN_SSH = "ssh-9.2", "ssh-10.6", "pqtun-ssh"
 CLIENTS = (SSH_9, SSH_10, PQTUN_SSH)
-CLIENT_KEYS = {SSH_9: (ED25519, f"{ED25519}-cert"), SSH_10: (*PLAIN, *CERTIFIED), PQTUN_SSH: (*PLAIN, *CERTIFIED)}
+CLIENT_KEYS = {SSH_9: (ED25519, CERTIFIED[0]), SSH_10: (*PLAIN, *CERTIFIED), PQTUN_SSH: (*PLAIN, *CERTIFIED)}
 
 
 class SshClient:

@@ -13,7 +13,7 @@ from tests.net.users import User
 
 ED25519, MLDSA = "ed25519", "mldsa44-ed25519"
 PLAIN = (ED25519, MLDSA)
-CERTIFIED = tuple(f"{kind}-cert" for kind in PLAIN)
+CERTIFIED = tuple(f"certified-{kind}" for kind in PLAIN)
 STRANGER = "stranger"  # an ed25519 key that opens nothing
 OLDEST = (10, 6)  # the first OpenSSH with ssh-mldsa44-ed25519 under its name
 
@@ -21,8 +21,8 @@ OLDEST = (10, 6)  # the first OpenSSH with ssh-mldsa44-ed25519 under its name
 _MAKE = """
 cd "$1"; shift
 for kind in ed25519 mldsa44-ed25519; do
-    for name in $kind $kind-cert ca-$kind host-$kind; do ssh-keygen -q -t $kind -N '' -C $name -f $name; done
-    ssh-keygen -q -s ca-$kind -I $kind -n "$1" -V -5m:+1d $kind-cert
+    for name in $kind certified-$kind ca-$kind host-$kind; do ssh-keygen -q -t $kind -N '' -C $name -f $name; done
+    ssh-keygen -q -s ca-$kind -I $kind -n "$1" -V -5m:+1d certified-$kind
 done
 ssh-keygen -q -t ed25519 -N '' -C stranger -f stranger
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ SSHD_9, SSHD_10, TINYSSHD, PQTUN_SSHD = "sshd-9.2", "sshd-10.6", "tinysshd", "pq
 SERVERS = (SSHD_9, SSHD_10, TINYSSHD, PQTUN_SSHD)
 PORTS = {SSHD_9: 2292, SSHD_10: 2216, TINYSSHD: 2213, PQTUN_SSHD: 42422}
 USER_KEYS = {
-    SSHD_9: (ED25519, f"{ED25519}-cert"),
+    SSHD_9: (ED25519, CERTIFIED[0]),
     SSHD_10: (*PLAIN, *CERTIFIED),
     TINYSSHD: (ED25519,),
     PQTUN_SSHD: (*PLAIN, *CERTIFIED),
@@ -95,7 +96,9 @@ class SshServers:
         directory = self._keys.directory.parent / f"sshd-{self._ns}"
         keys = directory / "host-keys"
         places = ["--host-keys", str(keys), "--audit", str(directory / "audit.jsonl"), "--run", str(directory / "run")]
-        authorities = ["--trusted-user-ca-keys", str(self._keys.authorities(ED25519, MLDSA))]
+        # Not below /tmp, to which everybody may write: such a file is not trusted.
+        shutil.copy(self._keys.authorities(ED25519, MLDSA), self._enclosure.directory / "run/authorities")
+        authorities = ["--trusted-user-ca-keys", "/run/authorities"]
         directory.mkdir(exist_ok=True)
         argv = [sys.executable, "-m", "pqtun", "sshd", "--user", "pqtun", *places, *authorities, *arguments]
         service = self._spawn(PQTUN_SSHD, self._enclosure.argv(*argv), [], environment)
