@@ -22,41 +22,43 @@ class Descriptor:
     def __init__(self, fd: int, mode: int) -> None:
         """``mode`` is os.O_RDONLY or os.O_WRONLY. Takes ``fd`` over."""
         self.fd = fd
-        self.given = fd
         self._restore = False
+        self._socket: socket.socket | None = None
         kind = os.fstat(fd).st_mode
-        self.socket = socket.socket(fileno=os.dup(fd)) if stat.S_ISSOCK(kind) else None
-        if stat.S_ISFIFO(kind) or os.isatty(fd):
+        if stat.S_ISSOCK(kind):
+            self._socket = socket.socket(fileno=fd)
+        elif stat.S_ISFIFO(kind) or os.isatty(fd):
             try:
                 self.fd = os.open(f"/proc/self/fd/{fd}", mode | _FLAGS)
             except OSError:  # another user's terminal (su), or a pipe whose other end is gone
                 self._restore = os.get_blocking(fd)
                 os.set_blocking(fd, False)
+            else:
+                os.close(fd)
 
     def read(self) -> bytes:
         """Return what is there, b"" at the end. Raises BlockingIOError, OSError."""
-        if self.socket is not None:
-            return self.socket.recv(READ_BYTES, socket.MSG_DONTWAIT)
+        if self._socket is not None:
+            return self._socket.recv(READ_BYTES, socket.MSG_DONTWAIT)
         return os.read(self.fd, READ_BYTES)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Write what goes. Raises BlockingIOError, OSError."""
-        if self.socket is not None:
-            return self.socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        if self._socket is not None:
+            return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         return os.write(self.fd, data)
 
     def close(self) -> None:
-        """Close both; may be called twice."""
-        if self.given < 0:
+        """Close it; may be called twice."""
+        if self.fd < 0:
             return
         if self._restore:
-            os.set_blocking(self.given, True)
-        if self.fd != self.given:
+            os.set_blocking(self.fd, True)
+        if self._socket is not None:
+            self._socket.close()
+        else:
             os.close(self.fd)
-        os.close(self.given)
-        if self.socket is not None:
-            self.socket.close()
-        self.fd = self.given = -1
+        self.fd = -1
 
 
 class Source:

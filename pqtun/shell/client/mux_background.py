@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from pqtun.protocol.errors import UserError
 from pqtun.shell.client import mux_client
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pqtun.shell.client.mux_master import Master
     from pqtun.shell.client.options import Options
     from pqtun.shell.client.ui import UserInterface
+    from pqtun.shell.client.x11 import Display
 
 _READY: Final = b"r"
 _ASKPASS: Final = "/usr/bin/ssh-askpass"
@@ -30,12 +32,16 @@ def wants_master(config: Config) -> bool:
 
 
 def share(
-    connection: asyncssh.SSHClientConnection, forwards: ForwardTable, config: Config, ui: UserInterface
+    connection: asyncssh.SSHClientConnection,
+    forwards: ForwardTable,
+    config: Config,
+    ui: UserInterface,
+    display: Display | None,
 ) -> Master | None:
     """Serve others over a connection of this process; None, and a word on it, if another master is there already.
 
-    Whoever calls it hands SIGWINCH on to Master.resized(), waits for Master.left() when its own session has ended, and
-    calls close(). Raises UserError.
+    ``display``: where X11 goes that passengers ask for. Whoever calls it hands SIGWINCH on to Master.resized(), waits
+    for Master.left() when its own session has ended, and calls close(). Raises UserError.
     """
     from pqtun.shell.client.control_socket import ControlSocket
     from pqtun.shell.client.mux_master import Master
@@ -46,7 +52,7 @@ def share(
         ui.fault(f"ControlSocket {config.controlpath} already exists, disabling multiplexing")
         return None
     asks = config.controlmaster in ("ask", "autoask")
-    x11: dict[str, Any] | None = {} if config.forwardx11 and os.environ.get("DISPLAY") else None
+    x11 = None if display is None else {"display": display.name, "auth_path": display.auth_path}
     return Master(connection, control, forwards, ask=confirm if asks else None, x11=x11)
 
 
@@ -83,13 +89,23 @@ def ride_own_master(options: Options, config: Config, ui: UserInterface) -> int:
 
 
 async def _serve(options: Options, config: Config, ui: UserInterface, ready: int) -> None:
+    from pqtun.shell.client import x11
     from pqtun.shell.client.connect import connect
     from pqtun.shell.client.forward_table import ForwardTable
+    from pqtun.shell.client.program import run_local_command
 
     connection = await connect(options, ui=ui, config=config)
     forwards = ForwardTable(connection, gateway_ports=config.gatewayports, unlink=config.streamlocalbindunlink)
-    master = share(connection, forwards, config, ui)
-    try:
+    with ExitStack() as stack:
+        stack.callback(connection.close)
+        stack.callback(forwards.close)
+        run_local_command(config)
+        display = x11.prepare(config, ui) if config.forwardx11 else None
+        if display is not None:
+            stack.enter_context(display)
+        master = share(connection, forwards, config, ui, display)
+        if master is not None:
+            stack.callback(master.close)
         _detach(keep_stderr=ui.verbosity > 0)
         os.write(ready, _READY)  # without a master of ours: another one was faster, and is as good
         os.close(ready)
@@ -98,12 +114,7 @@ async def _serve(options: Options, config: Config, ui: UserInterface, ready: int
             loop.add_signal_handler(signal.SIGWINCH, master.resized)
             loop.add_signal_handler(signal.SIGTERM, connection.close)
             await master.serve(config.controlpersist or None)
-    finally:
-        if master is not None:
-            master.close()
-        forwards.close()
-        connection.close()
-        await connection.wait_closed()
+    await connection.wait_closed()
 
 
 def _detach(*, keep_stderr: bool) -> None:

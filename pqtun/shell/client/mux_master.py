@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import socket
@@ -47,10 +48,11 @@ from pqtun.shell.client.mux_messages import (
 from pqtun.shell.client.mux_messages import Forward as WireForward
 from pqtun.shell.client.mux_session import Passenger, Rider, open_session, open_stdio_forward
 
-MAX_CLIENTS: Final = 256  # at once; more wait in the socket's backlog
+MAX_CLIENTS: Final = 128  # at once; more wait in the socket's backlog
 RECEIVE_BYTES: Final = 64 << 10
 MAX_QUEUED: Final = 2 * MAX_PACKET  # bytes that a client has not read; who leaves more is dropped
 _LOOK_SECONDS: Final = 1.0
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _FD: Final = Struct("=i")
 
 Ask = Callable[[str], Awaitable[bool]]
@@ -154,9 +156,7 @@ class Master:
 
     def stop_listening(self) -> None:
         """Remove the control socket; clients that are connected stay."""
-        if self._accepting:
-            self._loop.remove_reader(self._control.sock.fileno())
-            self._accepting = False
+        self._pause_accepting()
         self._control.close()
         self.stopped = True
         self._notify()
@@ -170,8 +170,7 @@ class Master:
     def gone(self, client: _Client) -> None:
         """A client's connection has ended."""
         self._clients.discard(client)
-        if not self.stopped:
-            self._accept_more()
+        self._accept_more()
         self._notify()
 
     def _notify(self) -> None:
@@ -179,14 +178,17 @@ class Master:
         self._changed = asyncio.Event()
 
     def _accept_more(self) -> None:
-        if not self._accepting and len(self._clients) < MAX_CLIENTS:
+        if not (self._accepting or self.stopped) and len(self._clients) < MAX_CLIENTS:
             self._loop.add_reader(self._control.sock.fileno(), self._accept)
             self._accepting = True
 
     def _accept(self) -> None:
         try:
             sock, _ = self._control.sock.accept()
-        except OSError:  # it went away again; or no descriptor is left, and then it waits
+        except OSError as error:
+            if error.errno in _EXHAUSTED:  # who waits stays in the backlog until somebody leaves, or for a while
+                self._pause_accepting()
+                self._loop.call_later(_LOOK_SECONDS, self._accept_more)
             return
         if peer_uid(sock) not in (0, os.geteuid()):
             sock.close()
@@ -195,6 +197,10 @@ class Master:
         self._clients.add(_Client(self, sock, next(self._sessions)))
         self._notify()
         if len(self._clients) >= MAX_CLIENTS:
+            self._pause_accepting()
+
+    def _pause_accepting(self) -> None:
+        if self._accepting:
             self._loop.remove_reader(self._control.sock.fileno())
             self._accepting = False
 

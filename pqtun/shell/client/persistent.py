@@ -18,7 +18,7 @@ from pqtun.shell.client.connect import connect
 from pqtun.shell.client.forward_table import ForwardTable
 from pqtun.shell.client.forwardspec import Forward
 from pqtun.shell.client.loginfaults import Refusal, Unreachable
-from pqtun.shell.client.program import CLOSE_SECONDS, Program
+from pqtun.shell.client.program import CLOSE_SECONDS, Program, run_local_command
 
 if TYPE_CHECKING:
     import asyncssh
@@ -121,7 +121,7 @@ class PersistentProgram(Program):
     async def _use(self, connection: asyncssh.SSHClientConnection, table: ForwardTable) -> int:
         refused = await table.carry(connection)
         if not self._begun:
-            self._local_command()
+            run_local_command(self._config)
             await forwards.open_all(table, self._config.forwards, self._config, self._ui)
             self._x11 = self._display()
             self._begun = True

@@ -86,6 +86,17 @@ def _shown(config: Config) -> str:
 
 
 def _run(options: Options, config: Config, ui: UserInterface) -> int:
+    try:
+        return _ways(options, config, ui)
+    except KeyboardInterrupt:
+        # Die of it, so that a shell's loop ends too.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+        return ERROR
+
+
+def _ways(options: Options, config: Config, ui: UserInterface) -> int:
+    """Go over another program's connection, or make one: in the background to stay, or here."""
     if not options.persistent or options.control_command is not None:
         done = mux_client.attach(options, config, ui)
         if done is not None:
@@ -106,15 +117,9 @@ def _run(options: Options, config: Config, ui: UserInterface) -> int:
             return asyncio.run(PersistentProgram(options, config, ui, leave).run())
         return asyncio.run(Program(options, config, ui, leave).run())
 
-    try:
-        if config.forkafterauthentication:
-            return run_leavable(work, keep_stderr=ui.verbosity > 0)
-        return work(None)
-    except KeyboardInterrupt:
-        # Die of it, so that a shell's loop ends too.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-        return ERROR
+    if config.forkafterauthentication:
+        return run_leavable(work, keep_stderr=ui.verbosity > 0)
+    return work(None)
 
 
 class Program:
@@ -171,12 +176,12 @@ class Program:
 
         config, ui = self._config, self._ui
         ui.debug(f'Authenticated to {config.hostname} using "publickey".')
-        self._local_command()
+        run_local_command(config)
         await forwards.open_all(table, config.forwards, config, ui)
         display = self._display()
         if not mux_background.wants_master(config):
             return await self._main_part(connection, table, display)
-        master = mux_background.share(connection, table, config, ui)
+        master = mux_background.share(connection, table, config, ui, display)
         if master is None:
             return await self._main_part(connection, table, display)
         asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, master.resized)
@@ -197,6 +202,10 @@ class Program:
             return await self._stdio_forward(connection, options.stdio_forward)
         if config.sessiontype == "none":
             self._go_to_background()
+            if self._master is not None:
+                await self._master.serve(None)
+                if not connection.is_closed():  # -O stop, and nothing is left
+                    return 0
             await connection.wait_closed()
             return self._lost(connection)
         return await self._session(connection, table, display)
@@ -275,11 +284,6 @@ class Program:
             self._leave(0)
             self._leave = None
 
-    def _local_command(self) -> None:
-        if self._config.permitlocalcommand and self._config.localcommand is not None:
-            shell = os.environ.get("SHELL") or "/bin/sh"
-            subprocess.run([shell, "-c", self._config.expand(self._config.localcommand)], check=False)
-
     def _display(self) -> Display | None:
         if not self._config.forwardx11:
             return None
@@ -294,3 +298,10 @@ async def _close(connection: asyncssh.SSHClientConnection) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(CLOSE_SECONDS):
             await connection.wait_closed()
+
+
+def run_local_command(config: Config) -> None:
+    """Run LocalCommand, if PermitLocalCommand has it, to its end."""
+    if config.permitlocalcommand and config.localcommand is not None:
+        shell = os.environ.get("SHELL") or "/bin/sh"
+        subprocess.run([shell, "-c", config.expand(config.localcommand)], check=False)
