@@ -1,6 +1,7 @@
 """``pqtun scp``: copy files to and from hosts."""
 
 import asyncio
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -31,12 +32,31 @@ def main(arguments: Sequence[str]) -> int:
         if command.help:
             print(USAGE)
             return 0
-        return asyncio.run(_run(command))
+        return asyncio.run(_interruptible(command))
     except UserError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return FAILURE
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+async def _interruptible(command: "ScpCommand") -> int:
+    """Copy; at SIGTERM and SIGHUP say what is not whole, as at ^C."""
+    copying = asyncio.ensure_future(_run(command))
+    ended_by: list[int] = []
+
+    def end(number: int) -> None:
+        ended_by.append(number)
+        copying.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, end, number)
+    try:
+        return await copying
+    except asyncio.CancelledError:
+        if not ended_by:
+            raise
+        return 128 + ended_by[0]
 
 
 async def _run(command: "ScpCommand") -> int:

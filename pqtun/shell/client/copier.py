@@ -164,12 +164,20 @@ class Copier:
             kind = await kind_of(self._target, target)
             if kind is Kind.DIRECTORY:
                 raise CopyFault(f"cannot write {printable(target)}: it is a directory")
+            if kind is not None and await self._is_source(path, target):
+                raise CopyFault(f"{printable(target)} is the same file")
             keep = self._settings.resume and kind is not None
             return await self._target.open_target(target, entry.permissions(_NEW_FILE), keep=keep)
         except FILE_FAULTS as error:
             if is_lost(error):
                 raise
             raise CopyFault(f"cannot write {printable(target)}: {reason(error)}") from error
+
+    async def _is_source(self, path: bytes, target: bytes) -> bool:
+        """Whether opening the target would empty the source."""
+        if self._source is not self._target:
+            return False
+        return await self._source.identity(path) == await self._target.identity(target)
 
     async def _bytes(self, source: File, written: File, path: bytes, target: bytes, entry: Entry) -> None:
         start = await self._start(source, written, entry) if self._settings.resume else 0
@@ -191,6 +199,11 @@ class Copier:
             raise (ConnectionGone if is_lost(error) else CopyFault)(text) from error
         except CopyFault as error:
             raise CopyFault(f"{error}; {self._remains(target)}") from error
+        except asyncio.CancelledError:
+            if bar is not None:
+                bar.close()
+            self._fault(path, f"interrupted after {done} of {entry.size} bytes; {self._remains(target)}")
+            raise
         finally:
             if bar is not None:
                 bar.close()

@@ -103,6 +103,11 @@ class LocalStore:
         os.set_blocking(descriptor, True)
         return LocalFile(descriptor)
 
+    async def identity(self, path: bytes) -> object:
+        """As Store has it."""
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+
     async def free(self, path: bytes) -> int | None:
         """As Store has it."""
         try:

@@ -22,6 +22,7 @@ TAIL: Final = 1 << 20
 
 _SMALLEST_BLOCK: Final = 1 << 10
 _BLOCKS_A_SECOND: Final = 8  # at least, so that a limited transfer moves evenly
+_DEPTH_LIMITED: Final = 2  # requests under way: 250 ms at the limit
 
 
 class Throttle:
@@ -64,14 +65,19 @@ async def copy(
     The bytes are written in order, so what is there after a failure is a beginning of the whole, up to the last value
     given to `on_progress`. Raises CopyFault if the source ends before `end`, and what the files raise.
     """
-    block_size = flow.block_size if flow.throttle is None else flow.throttle.block_size(flow.block_size)
+    block_size, depth = flow.block_size, flow.depth
+    if flow.throttle is not None:
+        # What is asked for comes in spite of the limit, so little is asked for ahead.
+        block_size, depth = flow.throttle.block_size(block_size), min(depth, _DEPTH_LIMITED)
     reads: deque[tuple[int, int, asyncio.Task[bytes]]] = deque()
     writes: deque[tuple[int, asyncio.Task[None]]] = deque()
     asked = written = start
     try:
         while True:
-            while len(reads) < flow.depth and (end is None or asked < end):
+            while len(reads) < depth and (end is None or asked < end):
                 size = block_size if end is None else min(block_size, end - asked)
+                if flow.throttle is not None:
+                    await flow.throttle.take(size)
                 reads.append((asked, size, asyncio.ensure_future(source.read(size, asked))))
                 asked += size
             if not reads:
@@ -86,10 +92,8 @@ async def copy(
                 # What is missing comes next, before what was asked for behind it.
                 rest = (offset + len(data), size - len(data))
                 reads.appendleft((*rest, asyncio.ensure_future(source.read(rest[1], rest[0]))))
-            if flow.throttle is not None:
-                await flow.throttle.take(len(data))
             writes.append((offset + len(data), asyncio.ensure_future(target.write(data, offset))))
-            while len(writes) >= flow.depth or (writes and writes[0][1].done()):
+            while len(writes) >= depth or (writes and writes[0][1].done()):
                 written = await _finish(writes)
                 on_progress(written)
         while writes:

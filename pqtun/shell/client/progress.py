@@ -19,6 +19,7 @@ _STEP: Final = 1024
 _LARGEST_AMOUNT: Final = 9999  # four digits
 _LARGEST_RATE: Final = 999.9  # what would round to 1000.0 takes the next unit
 _FIGURES: Final = len(" 100% 9999KB 999.9KB/s 00:00:00 ETA")
+_SHORTEST_SAMPLE: Final = 0.001  # seconds
 _SMOOTHING: Final = 0.7  # how much of the earlier rate stays after a second
 _LONGEST: Final = 99 * 3600 + 59 * 60 + 59  # seconds
 
@@ -86,7 +87,7 @@ class Meter:
     def sample(self, now: float) -> float:
         """Return the rate as of now; what passed since the last sample counts most."""
         elapsed = now - self._marked_at
-        if elapsed <= 0:
+        if elapsed < _SHORTEST_SAMPLE:
             return self._rate or 0.0
         latest = max(self.done - self._marked, 0) / elapsed
         kept = _SMOOTHING**elapsed

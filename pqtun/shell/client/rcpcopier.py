@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import posixpath
 from collections.abc import Sequence
@@ -156,6 +157,11 @@ class Receiver:
             ) from None
         except OSError as error:
             failed = failed or error
+        except asyncio.CancelledError:
+            if bar is not None:
+                bar.close()
+            self._fault(path, f"interrupted after {done} of {coming.size} bytes; it is not whole")
+            raise
         finally:
             if bar is not None:
                 bar.close()

@@ -176,10 +176,12 @@ class Sftp:
         if self._session is None or self._lost:
             self._report.fault(b"", "there is no connection; reconnect makes one")
             return None
+        before = self._report.faults
         try:
             return self._loop.run(doing(self._session))
         except KeyboardInterrupt:
-            self._report.fault(b"", "interrupted")
+            if self._report.faults == before:
+                self._report.fault(b"", "interrupted")
             return None
         except ConnectionGone:
             self._set_lost(said=True)

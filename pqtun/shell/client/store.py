@@ -101,6 +101,9 @@ class Store(Protocol):
         With `keep` it can be read as well.
         """
 
+    async def identity(self, path: bytes) -> object:
+        """Return what is the same for two paths only if they are the same file of this store."""
+
     async def free(self, path: bytes) -> int | None:
         """Return the bytes that may still be written to the file system of a path, None if that cannot be told."""
 

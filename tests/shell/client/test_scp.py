@@ -156,6 +156,15 @@ def test_local_names_with_colons_and_local_copies(sshd: InetdSshd, tmp_path: Pat
     assert sshd.processes[-1].wait(10) is not None
 
 
+def test_a_file_is_not_copied_onto_itself(sshd: InetdSshd, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "link").symlink_to("file")
+    for one, other in (("file", "link"), ("link", "file"), ("file", ".")):
+        assert scp(sshd.connect, tmp_path / one, tmp_path / other) == 1
+        assert scp(sshd.connect, f"host:{tmp_path}/{one}", f"host:{tmp_path}/{other}") == 1
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 def test_a_file_of_proc_is_read_to_its_end(sshd: InetdSshd, tmp_path: Path) -> None:
     assert scp(sshd.connect, "host:/proc/version", tmp_path) == 0
     assert (tmp_path / "version").read_text() == Path("/proc/version").read_text()

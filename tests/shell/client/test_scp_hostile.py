@@ -113,6 +113,20 @@ def test_more_than_was_asked_for_is_refused(tmp_path: Path, capfd: pytest.Captur
     assert (tmp_path / "file").read_bytes() == b""
 
 
+def test_what_a_server_forbids(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    factory = sftp_with([])
+
+    class Forbids(factory):  # type: ignore[misc, valid-type]
+        def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> object:
+            raise PermissionError(13, "no")
+
+    (tmp_path / "file").write_text("x")
+    assert scp(OwnServer(sftp=Forbids).connect, "host:file", tmp_path / "copy") == 1
+    assert scp(OwnServer(sftp=Forbids).connect, tmp_path / "file", "host:file") == 1
+    assert capfd.readouterr().err.count("Permission denied") == 2
+    assert everything(tmp_path) == ["file"]
+
+
 def test_no_sftp_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert scp(OwnServer().connect, "host:file", tmp_path) == 1
     assert "no SFTP" in capfd.readouterr().err

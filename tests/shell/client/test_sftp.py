@@ -195,6 +195,20 @@ def test_scp_from_the_command_line(client: Client) -> None:
     assert b"usage" in client.run("scp", "--help").stdout
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("old", [(), ("-O",)], ids=["sftp", "old"])
+def test_an_interrupted_scp_says_what_is_not_whole(client: Client, number: signal.Signals, old: tuple[str]) -> None:
+    with (client.there / "large").open("wb") as file:
+        file.truncate(200 << 30)  # without end, for a test
+    with client.terminal("scp", *old, f"root@{ADDRESS}:{client.there}/large", ".") as terminal:
+        wait_until(lambda: (client.here / "large").exists() and (client.here / "large").stat().st_size > 0, 20, "data")
+        terminal.process.send_signal(number)
+        assert terminal.wait() == 128 + number
+        said = terminal.wait_for("not whole")
+    assert "interrupted after" in said
+    assert "Traceback" not in said
+
+
 def test_scp_shows_progress_on_a_terminal_only(client: Client) -> None:
     (client.there / "file").write_bytes(bytes(100_000))
     arguments = ("scp", f"root@{ADDRESS}:{client.there}/file", ".")
@@ -252,7 +266,8 @@ def test_interrupts_end_the_transfer_and_not_the_program(client: Client, typing:
         lambda: (client.here / "large").exists() and (client.here / "large").stat().st_size > 1 << 20, 20, "data"
     )
     typing.type("\x03")
-    typing.wait_for("interrupted")
+    typing.wait_for("interrupted after")
+    typing.wait_for("is not whole")
     typing.wait_for("sftp> ")
     size = (client.here / "large").stat().st_size
     assert 0 < size < 200 << 30
