@@ -30,6 +30,7 @@ class Tools:
         self._lab, self._ns = lab, lab.namespace("keys")
         self._enclosure = Enclosure(lab, self._ns, Users(lab, self._ns))
         self._openssh = openssh_root(lab, self._ns, self._enclosure)
+        self._tinyssh = TINYSSH.root()
         self.directory = lab.directory / "made"
         self.directory.mkdir()
 
@@ -38,7 +39,7 @@ class Tools:
         return self._chroot(self._openssh, *argv, check=check)
 
     def tinyssh(self, *argv: str | Path) -> str:
-        return self._chroot(TINYSSH.root(), *argv)
+        return self._chroot(self._tinyssh, *argv)
 
     def pqtun(self, *arguments: str | Path) -> str:
         words = [sys.executable, "-m", "pqtun", *map(str, arguments)]
