@@ -36,7 +36,7 @@ CIPHERS: Final = ("aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com")
 """Ciphers, all with authentication; first the one that asyncssh is four times faster with (a processor with AES)."""
 
 MACS: Final = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-256")
-"""Never used, as no cipher of `CIPHERS` needs one; RFC 4253 (7.1) has peers disconnect who have none in common."""
+"""Never used, as no cipher of `CIPHERS` needs one; RFC 4253 (7.1) has peers part who have none in common."""
 
 COMPRESSION: Final = ("none",)
 """Compression unless asked for (`-C`)."""
