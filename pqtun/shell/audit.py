@@ -284,7 +284,8 @@ def _write_whole(descriptor: int, data: bytes) -> None:
 def _lock(descriptor: int, path: Path) -> None:
     """Keeps a second writer out.
 
-    A record lock and not flock(2), as processes that are forked off would keep that when this one has ended.
+    A record lock and not flock(2), as processes that are forked off would keep that when this one has ended. It goes
+    when this process closes any descriptor of the file, so the log is checked by another one.
     """
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
