@@ -37,6 +37,7 @@ RECORDS_A_SECOND: Final = 20.0
 EVENTS: Final = frozenset(("command", "shell", "subsystem", "forward", "transfer", "refused"))
 MAX_FIELDS: Final = 16
 MAX_TEXT: Final = 4096  # characters of one field
+_MAX_NUMBER: Final = 2**63
 
 Answer = tuple[dict[str, object], list[int]]
 
@@ -307,7 +308,7 @@ class Monitor:
     def _audit(self, message: dict[str, Any]) -> Answer:
         self._logged_in()
         event = {name: value for name, value in message.items() if name not in ("id", "op")}
-        if event.get("event") not in EVENTS or len(event) > MAX_FIELDS or not all(map(_is_plain, event.items())):
+        if str(event.get("event")) not in EVENTS or len(event) > MAX_FIELDS or not all(map(_is_plain, event.items())):
             raise MessageError("no event")
         if not self._records.take(time.monotonic()):
             self._lost_records += 1
@@ -356,4 +357,6 @@ def _is_plain(item: tuple[str, object]) -> bool:
     name, value = item
     if not re.fullmatch(r"[a-z_]{1,32}", name):
         return False
-    return value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= MAX_TEXT)
+    if isinstance(value, int | float):
+        return abs(value) < _MAX_NUMBER  # which NaN is not either
+    return value is None or (isinstance(value, str) and len(value) <= MAX_TEXT)

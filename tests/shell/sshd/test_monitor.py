@@ -262,6 +262,10 @@ def test_records_and_events_are_for_users(people: World) -> None:
                 {"event": "command", "x": {}},
                 {"event": "command", "x": "a" * (MAX_TEXT + 1)},
                 {"event": "command", "X": 1},
+                {"event": "command", "x": float("inf")},
+                {"event": "command", "x": float("nan")},
+                {"event": "command", "x": 10**4000},
+                {"event": ["command"]},
                 {"event": "command", "": 1},
                 {"event": "command", **{f"x{letter}": 1 for letter in "abcdefghijklmnopq"[:MAX_FIELDS]}},
             ):
