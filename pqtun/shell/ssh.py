@@ -72,12 +72,13 @@ CLASSICAL_SIGNATURES: Final = (
 
 @functools.cache
 def prepare() -> None:
-    """Imports asyncssh and registers what it lacks: sntrup761x25519 and ssh-mldsa44-ed25519. May be repeated."""
+    """Imports asyncssh and registers what it lacks: sntrup761x25519, ssh-mldsa44-ed25519, thrift. May be repeated."""
     _import_asyncssh()
-    from pqtun.shell import mldsa, sntrup
+    from pqtun.shell import mldsa, packets, sntrup
 
     sntrup.register()
     mldsa.register()
+    packets.register()
 
 
 def _import_asyncssh() -> None:

@@ -69,6 +69,7 @@ class Passenger(asyncssh.SSHClientSession[bytes], asyncssh.SSHTCPSession[bytes])
         self._source = source
         self._out = sinks[0]
         self._error = sinks[-1]
+        self._asked = self._terminal_now()  # before somebody makes it raw
 
     # -- from the channel --------------------------------------------------------------------------
 
@@ -177,7 +178,10 @@ class Passenger(asyncssh.SSHClientSession[bytes], asyncssh.SSHTCPSession[bytes])
         ended(self._status)
 
     def terminal_request(self) -> tuple[tuple[int, int, int, int], dict[int, int]]:
-        """Return size and modes of the passed terminal, for the server's to be the same."""
+        """Return size and modes that the passed terminal had at first, for the server's to be the same."""
+        return self._asked
+
+    def _terminal_now(self) -> tuple[tuple[int, int, int, int], dict[int, int]]:
         if self._terminal < 0:
             return (0, 0, 0, 0), {}
         try:
