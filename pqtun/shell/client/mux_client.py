@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 ERROR: Final = 255  # ssh's exit code for whatever is not the command's
 HELLO_SECONDS: Final = 10.0  # a master that is stopped must not stop others
 _RECEIVE_BYTES: Final = 64 << 10
+_LANGUAGE: Final = ("LANG", "LC_*")  # as Debian's ssh_config has it
 _ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 M = TypeVar("M")
@@ -349,9 +350,9 @@ def wants_terminal(config: Config, command: str) -> bool:
 
 
 def variables(config: Config) -> tuple[str, ...]:
-    """Return NAME=value of what SendEnv and SetEnv name."""
+    """Return NAME=value of what SendEnv and SetEnv name; without SendEnv the language is sent."""
     found: dict[str, str] = {}
-    for pattern in config.sendenv:
+    for pattern in config.sendenv or _LANGUAGE:
         if pattern.startswith("-"):
             found = {name: value for name, value in found.items() if not fnmatchcase(name, pattern[1:])}
         else:
