@@ -1,4 +1,4 @@
-"""What the processes of a user who logs in are started with: program, arguments and environment."""
+"""The environment that the processes of a user who logs in are started with."""
 
 import os
 import re
@@ -40,14 +40,6 @@ class Ends(Protocol):
     @property
     def own_port(self) -> int:
         """The port that it came to."""
-
-
-def argv(account: Account, command: str | None) -> tuple[str, list[str]]:
-    """Program and arguments (the first is its name): a login shell for None, else the shell with ``-c``."""
-    name = account.shell.rsplit("/", 1)[-1]
-    if command is None:
-        return account.shell, [f"-{name}"]
-    return account.shell, [name, "-c", command]
 
 
 def accepted(name: str, value: str) -> bool:

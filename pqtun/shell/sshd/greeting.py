@@ -15,7 +15,7 @@ MAX_MOTD: Final = 64 << 10  # bytes of each file
 
 
 def text(account: Account, said: Sequence[str] | None, last: LastLogin | None) -> bytes:
-    """The greeting, for a terminal, of an interactive login; b"" for one who wants none. Ask as the user.
+    """What an interactive login finds on its terminal; b"" for one who wants nothing. Ask as the user.
 
     `said` is what PAM's modules said, pam_motd(8) among them; None without PAM, then the files are read here.
     """
@@ -24,8 +24,7 @@ def text(account: Account, said: Sequence[str] | None, last: LastLogin | None) -
     parts = [_file(path) for path in MOTD_FILES] if said is None else [part.encode() for part in said]
     if last is not None:
         parts.append(_last_login(last).encode())
-    lines = b"".join(part if part.endswith(b"\n") else part + b"\n" for part in parts if part)
-    return lines.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")  # no line discipline is in the way
+    return b"".join(part if part.endswith(b"\n") else part + b"\n" for part in parts if part)
 
 
 def _file(path: Path) -> bytes:

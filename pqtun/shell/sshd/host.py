@@ -25,7 +25,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, cast
 
-from pqtun.shell.sshd import connector, environment, listening, messages, program, pseudoterminal, scp, sftp
+from pqtun.shell.sshd import (
+    connector,
+    environment,
+    greeting,
+    listening,
+    loginrecords,
+    messages,
+    program,
+    pseudoterminal,
+    scp,
+    sftp,
+)
 from pqtun.shell.sshd.accounts import Account
 from pqtun.shell.sshd.allowed import Allowed
 from pqtun.shell.sshd.login import Login
@@ -290,10 +301,14 @@ class _Host:
                 stdio=stdio,
                 terminal=terminal,
                 cookie=cookie,
-                greeting=self._login.texts if terminal and shell.command is None else (),
+                greeting=self._greeting() if terminal and shell.command is None else b"",
             ),
             signals=self._permission.command is None,
         )
+
+    def _greeting(self) -> bytes:
+        said = None if self._login.pam_environment is None else self._login.texts
+        return greeting.text(self._account, said, loginrecords.last(self._account))
 
     def _start_server(
         self, what: program.Sftp | program.Scp, client_version: str

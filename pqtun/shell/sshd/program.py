@@ -139,12 +139,12 @@ def run(
     stdio: Sequence[int],
     terminal: bool,
     cookie: Cookie | None,
-    greeting: Sequence[str] = (),
+    greeting: bytes = b"",
 ) -> NoReturn:
     """Become the login shell, or the command that it runs; in a child that was just forked.
 
     `stdio` are the descriptors for 0, 1 and 2; all others are closed. With `terminal`, 0 becomes the controlling one.
-    `greeting` is what PAM wants read, which a file .hushlogin in the home directory prevents (sshd(8)).
+    `greeting` is written to the terminal first.
     """
     os.setsid()
     if terminal:
@@ -157,8 +157,8 @@ def run(
         os.chdir(home)
     except OSError as error:
         _complain(f"could not change to the home directory {home}: {error.strerror}")
-    if greeting and not os.path.exists(os.path.join(home, ".hushlogin")):
-        os.write(1, "".join(text.rstrip("\n") + "\n" for text in greeting).encode())
+    if greeting:
+        os.write(1, greeting)
     if cookie is not None:
         _keep_cookie(cookie, environment)
     name = os.path.basename(shell)

@@ -118,9 +118,3 @@ def test_whatever_is_sent_can_be_executed_with(sent, pam):
     variables = of_login(sent=sent, pam=pam, term="x", original_command="a\0b")
     assert all("\0" not in name + value and "=" not in name for name, value in variables.items())
     assert variables["SSH_CONNECTION"] == "fd00::7 50000 fd00::1 42422"
-
-
-def test_arguments_of_shells():
-    assert environment.argv(ALICE, None) == ("/bin/bash", ["-bash"])
-    assert environment.argv(ALICE, "id -u") == ("/bin/bash", ["bash", "-c", "id -u"])
-    assert environment.argv(ALICE, "") == ("/bin/bash", ["bash", "-c", ""])

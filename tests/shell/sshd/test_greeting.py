@@ -18,19 +18,19 @@ def alice(tmp_path, monkeypatch):
 
 
 def test_without_pam_the_files_are_read(alice):
-    assert greeting.text(alice, None, None) == b"welcome\r\nto you\r\n"
+    assert greeting.text(alice, None, None) == b"welcome\nto you\n"
 
 
 def test_with_pam_it_says_what_modules_said(alice):
-    assert greeting.text(alice, ["one", "two\n"], None) == b"one\r\ntwo\r\n"
+    assert greeting.text(alice, ["one", "two\n"], None) == b"one\ntwo\n"
     assert greeting.text(alice, [], None) == b""
 
 
 def test_the_last_login(alice):
     last = LastLogin(time=NOON, line="pts/3", host="10.43.0.7")
-    assert greeting.text(alice, [], last) == b"Last login: Mon Nov  2 12:00:00 2026 from 10.43.0.7\r\n"
+    assert greeting.text(alice, [], last) == b"Last login: Mon Nov  2 12:00:00 2026 from 10.43.0.7\n"
     nowhere = dataclasses.replace(last, host="")
-    assert greeting.text(alice, [], nowhere) == b"Last login: Mon Nov  2 12:00:00 2026\r\n"
+    assert greeting.text(alice, [], nowhere) == b"Last login: Mon Nov  2 12:00:00 2026\n"
 
 
 def test_records_do_not_draw_on_the_terminal(alice):
