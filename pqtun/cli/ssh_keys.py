@@ -144,7 +144,9 @@ def _say(wanted: Arguments) -> Callable[[str], None]:
 
 def _ask_path(default: Path, what: str = "to save the key") -> Path:
     answer = _ask(f"Enter file in which {what} ({default}): ").strip()
-    return Path(answer) if answer else default
+    path = Path(answer) if answer else default
+    keyfile.check_name(path)
+    return path
 
 
 def _ask(question: str) -> str:

@@ -172,9 +172,16 @@ def _clear_public_key(data: bytes) -> asyncssh.SSHKey | None:
 
 
 def beside(path: Path, suffix: str = ".pub") -> Path:
-    """Where the public key (`.pub`) or the certificate (`-cert.pub`) of a private key file is."""
+    """Where the public key (`.pub`) or the certificate (`-cert.pub`) of a private key is. UserError for no file."""
+    check_name(path)
     name = path.name.removesuffix(".pub") if suffix != ".pub" else path.name
     return path.with_name(name + suffix)
+
+
+def check_name(path: Path) -> None:
+    """UserError for what cannot be a file's name: "", ".", "..", "/"."""
+    if path.name in ("", "..") or "\0" in str(path):
+        raise UserError(f"{printable(str(path))!r} is no name of a file: give another one")
 
 
 def export_private(key: asyncssh.SSHKey, passphrase: str = "", rounds: int = ROUNDS) -> bytes:
@@ -217,6 +224,7 @@ def write(path: Path, data: bytes, mode: int, replace: bool) -> None:
 
     ExistsError if there is a file and not `replace`; UserError. Nobody else may read the file before `mode` is set.
     """
+    check_name(path)
     fresh = path.with_name(f".{path.name}.new-{token_hex(8)}")
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

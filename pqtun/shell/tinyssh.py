@@ -14,7 +14,7 @@ import asyncssh
 from asyncssh.packet import SSHPacket
 
 from pqtun.protocol.errors import UserError
-from pqtun.shell.keyfile import ExistsError, write
+from pqtun.shell.keyfile import ExistsError, check_name, write
 
 PUBLIC_NAME: Final = "ed25519.pk"
 SECRET_NAME: Final = ".ed25519.sk"
@@ -46,6 +46,7 @@ def save(directory: Path, key: asyncssh.SSHKey) -> None:
     if key.get_algorithm() != "ssh-ed25519":
         raise UserError(f"TinySSH has ssh-ed25519 keys only, this one is {key.get_algorithm()}")
     seed, public = _seed(key), _public(key)
+    check_name(directory)
     fresh = directory.with_name(f".{directory.name}.new-{token_hex(8)}")
     try:
         if directory.exists():

@@ -112,6 +112,8 @@ def test_errors_are_one_line(run, tmp_path):
         ("-p", "-f", tmp_path / "none", "-N", ""),
         ("-s", tmp_path / "none", "-I", "id", tmp_path / "none.pub"),
         ("-s", tmp_path / "none"),
+        ("-f", "", "-N", ""),
+        ("-f", "/", "-N", ""),
     ):
         code, _, err = run(*arguments)
         assert code == 1, arguments

@@ -44,6 +44,13 @@ def insert(lines, data):
     lines.insert(place, encode(place + 1, 0, previous, {"event": {"made": "up"}})[0])
 
 
+def forge(lines, data):
+    """One line made anew, so that by itself and after the line before it, it is good."""
+    place = data.draw(st.integers(0, len(lines) - 1))
+    previous = json.loads(lines[place - 1])["hash"] if place else NO_HASH
+    lines[place] = encode(place + 1, 0, previous, {"event": {"made": "up"}})[0]
+
+
 def replace_end(lines, data):
     """The rest of the log, made anew by somebody who knows the format but cannot write the head file."""
     place = data.draw(st.integers(0, len(lines) - 1))
@@ -56,7 +63,7 @@ def garbage(lines, data):
     lines.insert(data.draw(st.integers(0, len(lines))), data.draw(st.binary(min_size=1, max_size=100)))
 
 
-TAMPERING = [change, remove, swap, duplicate, insert, garbage]
+TAMPERING = [change, remove, swap, duplicate, insert, forge, garbage]
 
 
 @pytest.fixture(scope="module")

@@ -263,3 +263,10 @@ def test_comments_are_shown_escaped(tmp_path):
 )
 def test_beside(path, suffix, found):
     assert str(keyfile.beside(Path(path), suffix)) == found
+
+
+@pytest.mark.parametrize("path", ["", ".", "/", "..", "a/..", "a\0b"])
+def test_no_name_of_a_file(path):
+    for use in (keyfile.beside, lambda name: save_private(name, KEY), lambda name: save_pair(name, KEY)):
+        with pytest.raises(UserError, match="no name of a file"):
+            use(Path(path))

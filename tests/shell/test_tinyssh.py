@@ -1,5 +1,6 @@
 import os
 import stat
+from pathlib import Path
 
 import asyncssh
 import pytest
@@ -100,3 +101,9 @@ def test_nothing_there(tmp_path):
         tinyssh.load(tmp_path)
     with pytest.raises(UserError, match="cannot write"):
         tinyssh.save(tmp_path / "none" / "keys", KEY)
+
+
+@pytest.mark.parametrize("path", ["", "/", ".."])
+def test_no_name_of_a_directory(path):
+    with pytest.raises(UserError, match="no name of a file"):
+        tinyssh.save(Path(path), KEY)
