@@ -44,6 +44,7 @@ class Signer:
     def connect(self) -> socket.socket:
         """Return a connection to it, for one monitor. Raises OSError."""
         ours, theirs = messages.pair()
+        ours.settimeout(ANSWER_SECONDS)
         with theirs:
             try:
                 messages.send(self._sock, {}, [theirs.fileno()])
