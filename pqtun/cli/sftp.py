@@ -43,7 +43,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _end(number: int, frame: object) -> None:
-    # An exception lets the line editor put the terminal right.
+    # An exception lets the line editor put the terminal right; a second one would keep us from ending in order.
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 

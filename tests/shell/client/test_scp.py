@@ -9,12 +9,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import asyncssh
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pqtun.shell.client.pipeline import Throttle
-from tests.shell.client.openssh import InetdSshd, scp
+from tests.shell.client.openssh import InetdSshd, OwnServer, scp
 
 pytestmark = pytest.mark.root
 
@@ -69,6 +70,16 @@ def test_tree_there_back_and_from_host_to_host(sshd: InetdSshd, tree: Path, tmp_
         assert (copy / "sub").stat().st_mode & 0o7777 == 0o500
         assert (copy / "sub").stat().st_mtime == MTIME
         assert (copy / "sub" / "old").stat().st_mtime == MTIME
+
+
+def test_tree_with_another_server(tree: Path, tmp_path: Path) -> None:
+    server = OwnServer(sftp=asyncssh.SFTPServer)
+    (tree / "sub").chmod(0o700)
+    assert scp(server.connect, "-rp", tree, f"host:{tmp_path}/there") == 0
+    assert scp(server.connect, "-rp", "--resume", f"host:{tmp_path}/there", tmp_path / "back") == 0
+    (tmp_path / "back" / "sub" / "large").write_bytes((tree / "sub" / "large").read_bytes()[:-1])
+    assert scp(server.connect, "-r", "--resume", f"{tmp_path}/there/.", f"host:{tmp_path}/back") == 0
+    assert contents(tree) == contents(tmp_path / "there") == contents(tmp_path / "back")
 
 
 @BOTH

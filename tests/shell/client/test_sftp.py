@@ -39,7 +39,7 @@ class Client:
         (home / ".inputrc").write_text("set completion-query-items 0\nset enable-bracketed-paste off\n")
 
     def argv(self, program: str, *arguments: str) -> list[str]:
-        main = f"import sys; from pqtun.cli.{program} import main; sys.exit(main(sys.argv[1:]))"
+        main = f"import sys; from pqtun.cli.main import main; sys.exit(main(['{program}', *sys.argv[1:]]))"
         options = ["--direct", "-P", str(PORT), "-F", "none", "-i", str(self.sshd.key)]
         for name in ("BatchMode=yes", "StrictHostKeyChecking=yes", "IdentitiesOnly=yes"):
             options += ["-o", name]
@@ -309,6 +309,12 @@ def test_a_broken_transfer_goes_on_after_reconnecting(client: Client, typing: Te
 
 def test_the_terminal_is_as_it_was_after_a_signal(typing: Terminal) -> None:
     wait_until(lambda: typing.raw, 20, "the line editor")
-    typing.process.send_signal(signal.SIGTERM)
+
+    def ended() -> bool:
+        # One that comes just before the editor waits for a key is only noticed with the next.
+        typing.process.send_signal(signal.SIGTERM)
+        return typing.process.poll() is not None
+
+    wait_until(ended, 20, "the end")
     assert typing.wait() == 128 + signal.SIGTERM
     assert not typing.raw
