@@ -186,6 +186,8 @@ class _Question:
             options = line.options()
             if options.cert_authority is not (certificate is not None):
                 return None
+            if options.principals is not None and certificate is None:
+                raise OptionError("principals= of a key that is no CA's")
             if options.sources is not None and not sources.listed(options.sources, self._source):
                 self._remark(f"{line.origin}: not from this address")
                 return None
