@@ -73,7 +73,9 @@ class Authorizer:
 
     def __init__(self, settings: KeySettings) -> None:
         self._settings = settings
-        self.remarks: list[str] = []  # why lines and files were passed over for the last question; for the audit
+        # Why lines and files of this host were passed over for the last question, for the audit: nothing that anybody who
+        # can connect could bring about with any key.
+        self.remarks: list[str] = []
 
     def permission(
         self, account: Account | None, key_blob: bytes, source: sources.Address, now: float
@@ -114,12 +116,10 @@ class _Question:
         if key_type in ssh.KEY_ALGORITHMS:
             return None if self._revoked(blob) else self._of_lines(blob, None)
         if key_type not in certificates.KEY_TYPES:
-            self._remark("a key of a type that is not used here")
             return None
         try:
             certificate = certificates.decode(blob)
-        except CertificateError as error:
-            self._remark(f"certificate: {error}")
+        except CertificateError:
             return None
         if self._revoked(certificate.key_blob, certificate.ca_blob, blob):
             return None
