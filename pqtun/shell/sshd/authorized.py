@@ -73,8 +73,8 @@ class Authorizer:
 
     def __init__(self, settings: KeySettings) -> None:
         self._settings = settings
-        # Why lines and files of this host were passed over for the last question, for the audit: nothing that anybody who
-        # can connect could bring about with any key.
+        # Why lines and files of this host were passed over for the last question, for the audit: nothing that anybody
+        # who can connect could bring about with any key.
         self.remarks: list[str] = []
 
     def permission(
