@@ -355,7 +355,7 @@ class _Client:
             if self._passenger is not None:
                 self._send(Failure(request, "Multiple sessions not supported"))
                 return
-            if not await self._allowed(request, "Allow shared connection"):
+            if not await self._allowed(request, "Allow shared connection") or self._sock.fileno() < 0:
                 return
             mine, fds = fds, []
             escape = None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pqtun.shell.client.mux_messages import NO_ESCAPE, VERSION, Hello, NewSession, encode
 from tests.net.process import wait_until
 from tests.shell.client.shared import Shared
 from tests.shell.client.sshd import ADDRESS, PORT, Sshd
@@ -222,6 +223,35 @@ def test_descriptors_of_clients_that_fail_are_closed(shared: Shared) -> None:
         with _connected(shared) as probe:
             probe.sendall(hello[:7])
     wait_until(lambda: open_descriptors() == before, 10, "descriptors to be closed")
+
+
+def test_who_goes_before_the_session_is_there_leaves_nothing(shared: Shared) -> None:
+    def open_descriptors() -> int:
+        return len(os.listdir(f"/proc/{shared.process.pid}/fd"))
+
+    before = open_descriptors()
+    command = f"exec sleep {100_000 + os.getpid()}"
+    session = NewSession(1, "", False, False, False, False, NO_ESCAPE, "", command)
+    for wait in (False, True):
+        with _connected(shared) as probe, open("/dev/null", "rb") as null:
+            probe.sendall(encode(Hello(VERSION)) + encode(session))
+            for _ in range(3):
+                socket.send_fds(probe, [b"\0"], [null.fileno()])
+            if wait:
+                while len(probe.recv(1000, socket.MSG_PEEK)) < 28:  # the hello, and that the session is open
+                    pass
+    wait_until(lambda: open_descriptors() == before, 10, "descriptors to be closed")
+    wait_until(lambda: not _running(command.split(" ", 1)[1]), 10, "the commands to end")
+
+
+def _running(command: str) -> bool:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().replace(b"\0", b" ").strip() == command.encode():
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return False
 
 
 def _connected(shared: Shared) -> socket.socket:

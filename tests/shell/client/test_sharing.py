@@ -183,6 +183,28 @@ def test_a_master_may_ask(client: Client, tmp_path: Path, answer: str, code: int
     master.stop()
 
 
+def test_the_agent_is_forwarded_if_the_master_may_and_the_passenger_wants(client: Client, tmp_path: Path) -> None:
+    agent = client.sshd.lab.spawn(client.sshd.ns, "ssh-agent", "-D", "-a", str(tmp_path / "agent"))
+    wait_until((tmp_path / "agent").exists, 20, "the agent's socket")
+    env = {**ENV, "SSH_AUTH_SOCK": str(tmp_path / "agent")}
+    subprocess.run(["ssh-add", "-q", str(client.sshd.key)], env=env, check=True, timeout=20)
+
+    def keys(*arguments: str, program: tuple[str, ...] = ()) -> str:
+        argv = client.argv(*arguments, HOST, "ssh-add -l", program=program)
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, env=env)
+        return done.stdout
+
+    assert keys(*PERSIST, "-A", "-N", "-f") == ""
+    assert keys() == ""  # sshd would have it forwarded for all sessions of the connection, once one has asked
+    assert "user (ED25519)" in keys("-A")
+    assert "user (ED25519)" in keys("-A", "-o", "ControlMaster=no", program=("ssh",))
+    client.run("-O", "exit", HOST)
+    wait_until(lambda: not client.path.exists(), 20, "the master to end")
+    keys(*PERSIST)
+    assert keys("-A") == ""
+    agent.stop()
+
+
 def test_interrupted_at_the_login(client: Client) -> None:
     os.kill(client.sshd.process.pid, signal.SIGSTOP)
     try:
