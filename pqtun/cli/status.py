@@ -10,13 +10,15 @@ from pqtun.cli import options
 from pqtun.daemon import control
 from pqtun.protocol.errors import UserError
 
-ROLES = ("client", "server")
+ROLES = ("client", "server", "sshd")
 
 
 def add_parsers(commands: Any) -> None:
     """Add the subcommand."""
-    parser = options.add_command(commands, "status", "Show peers, tunnels and counters of the running services.", run)
-    parser.add_argument("role", nargs="?", choices=ROLES, help="one service; without it, both that run")
+    parser = options.add_command(
+        commands, "status", "Show peers, tunnels, logins and counters of the running services.", run
+    )
+    parser.add_argument("role", nargs="?", choices=ROLES, help="one service; without it, all that run")
     options.add_run(parser)
     options.add_json(parser)
 
@@ -27,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(found[arguments.role] if arguments.role else found, indent=2))
         return 0
-    print("\n\n".join(_text(status) for status in found.values()))
+    print("\n\n".join(_of_sshd(status) if role == "sshd" else _text(status) for role, status in found.items()))
     return 0
 
 
@@ -40,7 +42,7 @@ def _ask_all(directory: Path, roles: Sequence[str]) -> dict[str, dict[str, Any]]
             if len(roles) == 1:
                 raise
     if not found:
-        raise UserError(f"neither a pqtun client nor a server runs with {directory}; start one, or see --run")
+        raise UserError(f"no pqtun client, server or sshd runs with {directory}; start one, or see --run")
     return found
 
 
@@ -63,6 +65,20 @@ def _text(status: Mapping[str, Any]) -> str:
         lines += ["", "no peers yet"]
     if status.get("peers_total", 0) > len(status["peers"]):
         lines += ["", f"and {status['peers_total'] - len(status['peers'])} peers more, which were used less recently"]
+    return "\n".join(map(_printable, lines))
+
+
+def _of_sshd(status: Mapping[str, Any]) -> str:
+    where = ", ".join(status["addresses"]) or "waits for its interface"
+    lines = [
+        f"sshd: {status['interface']}",
+        f"  listening: {where} port {status['port']}",
+        f"  up for: {_duration(status['uptime'])} (pid {status['pid']}, version {status['version']})",
+        f"  not logged in yet: {status['starting']}",
+        f"  connections: {_counters(status['users']) or 'none'}",
+    ]
+    if status["counters"]:
+        lines.append(f"  counters: {_counters(status['counters'])}")
     return "\n".join(map(_printable, lines))
 
 

@@ -188,7 +188,7 @@ def stale_socket(path):
 
 def test_status_beside_a_service_that_was_killed(run, tmp_path):
     stale_socket(tmp_path / "client.sock")
-    assert "neither a pqtun client nor a server runs" in run("status", "--run", tmp_path)[2]
+    assert "no pqtun client, server or sshd runs" in run("status", "--run", tmp_path)[2]
     assert "no pqtun client runs" in run("status", "client", "--run", tmp_path)[2]
 
     def answer(listening):

@@ -148,7 +148,7 @@ GREETED = """
 import socket, sys
 own, host, port = sys.argv[1:]
 try:
-    with socket.create_connection((host, int(port)), 10, (own, 0)) as sock:
+    with socket.create_connection((host, int(port)), 2, (own, 0)) as sock:
         print(len(sock.recv(100)))
 except OSError:
     print(0)
@@ -173,6 +173,17 @@ def test_check_says_where(host: Host) -> None:
     there = host.lab.run(host.server, *argv, DEVICE).stdout
     assert f"{OWN}, {OWN6} ({DEVICE}) port {PORT}" in there
     assert "would wait" in host.lab.run(host.server, *argv, "other0").stdout
+
+
+def test_status(host: Host, session: EchoSession) -> None:
+    asked = [sys.executable, "-m", "pqtun", "status", "--run", str(host.directory / "run")]
+    text = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout
+    assert f"listening: {OWN}, {OWN6} port {PORT}" in text
+    assert "connections: alice 1" in text
+    said = subprocess.run([*asked, "sshd", "--json"], capture_output=True, text=True, check=True, timeout=20).stdout
+    status = json.loads(said)
+    assert (status["users"], status["starting"]) == ({"alice": 1}, 0)
+    assert status["counters"]["connections"] >= status["counters"]["logins"] >= 1
 
 
 def test_a_second_one_is_refused(host: Host) -> None:

@@ -18,6 +18,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final
 
+from pqtun import __version__
 from pqtun.daemon.loglimit import LogLimit
 from pqtun.daemon.settings import SshdSettings
 from pqtun.protocol.errors import UserError
@@ -32,6 +33,7 @@ from pqtun.shell.sshd.login import Login
 from pqtun.shell.sshd.messages import MessageError
 from pqtun.shell.sshd.monitor import Monitor
 from pqtun.shell.sshd.signer import Signer
+from pqtun.shell.sshd.status import StatusSocket
 from pqtun.shell.sshd.worker import Workers
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ class Listener:
         workers: Workers,
         signer: Signer,
         audit: AuditLog | None,
+        control: socket.socket,
     ) -> None:
         """Raises UserError: cannot listen."""
         self._settings = settings
@@ -85,6 +88,8 @@ class Listener:
         self._name = os.urandom(4).hex()  # of this run, in the names of its connections
         self._refusals = TokenBucket(REFUSALS_A_SECOND, REFUSALS, time.monotonic())
         self._selector = selectors.DefaultSelector()
+        self._since = time.monotonic()
+        self._control = StatusSocket(control, self._selector, self._status)
         self._place: Place | None = None
         self._sockets: list[socket.socket] = []
         self._look_at: float | None = None  # when to see where to listen
@@ -105,6 +110,21 @@ class Listener:
     def counters(self) -> Counter[str]:
         """What was let in and what was not, by reason."""
         return self._limits.counters
+
+    def _status(self) -> dict[str, Any]:
+        addresses = [] if self._place is None else [str(address) for address in self._place.addresses]
+        return {
+            "role": "sshd",
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime": time.monotonic() - self._since,
+            "interface": self._settings.interface,
+            "addresses": addresses,
+            "port": self._settings.port,
+            "starting": self._limits.starting,
+            "users": self._limits.users,
+            "counters": dict(self.counters),
+        }
 
     def run(self, ready: Callable[[], None]) -> int:
         """Serve until a signal or the end of the signer; returns the exit code. Logins stay. Raises UserError."""
@@ -217,6 +237,8 @@ class Listener:
 
     def _accept_some(self, listening: socket.socket) -> None:
         for _ in range(ACCEPTED_AT_ONCE):
+            if listening not in self._sockets:
+                return  # closed since it was seen to be readable
             try:
                 sock, source = listening.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -346,6 +368,7 @@ class Listener:
         """Leave the monitors alone: those whose users have logged in go on, the others end."""
         signal.set_wakeup_fd(-1)
         self._stop_listening()
+        self._control.close()
         for known in self._monitors.values():
             known.sock.close()
         socket_path(self._settings.run).unlink(missing_ok=True)

@@ -43,7 +43,8 @@ def run(settings: SshdSettings, deliver_to: IPv4Address | None) -> int:
             audit = None if settings.audit is None else AuditLog(settings.audit)
             try:
                 _warm_up()
-                return Listener(settings, deliver_to, workers, signer, audit).run(_ready)
+                control = run_directory.listen(user.pw_gid)
+                return Listener(settings, deliver_to, workers, signer, audit, control).run(_ready)
             finally:
                 if audit is not None:
                     audit.close()
