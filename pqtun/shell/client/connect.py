@@ -21,7 +21,7 @@ from pqtun.shell.client import transport, tunnel  # noqa: E402
 from pqtun.shell.client.config import Config, resolve  # noqa: E402
 from pqtun.shell.client.hostkeys import HostKey, KnownHosts, TunnelKeys, Verifier  # noqa: E402
 from pqtun.shell.client.identities import Identities, agent_path  # noqa: E402
-from pqtun.shell.client.loginfaults import Refusal, Unreachable  # noqa: E402
+from pqtun.shell.client.loginfaults import Mistrust, Refusal, Unreachable  # noqa: E402
 from pqtun.shell.client.options import Options, split_hop  # noqa: E402
 from pqtun.shell.client.ui import UserInterface  # noqa: E402
 
@@ -225,7 +225,7 @@ class _Settings:
                 window=WINDOW,
             )
         except (asyncssh.Error, OSError, TimeoutError) as error:
-            raise (Refusal(str(client.fault)) if client.fault else _explained(error, config, peer)) from None
+            raise (Mistrust(str(client.fault)) if client.fault else _explained(error, config, peer)) from None
         except ValueError as error:  # asyncssh's option checks
             raise UserError(f"{config.hostname}: {error}") from None
         finally:
@@ -281,7 +281,7 @@ def _explained(error: Exception, config: Config, peer: str) -> UserError:
     """Return what ssh says of it."""
     match error:
         case asyncssh.HostKeyNotVerifiable():
-            return Refusal("Host key verification failed.")
+            return Mistrust("Host key verification failed.")
         case asyncssh.PermissionDenied():
             return Refusal(f"{config.user}@{config.hostname}: Permission denied (publickey).")
         case asyncssh.KeyExchangeFailed():

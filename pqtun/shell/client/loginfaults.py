@@ -8,4 +8,8 @@ class Unreachable(UserError):
 
 
 class Refusal(UserError):
-    """The server will not have us, or is not who it should be; another attempt would end the same way."""
+    """The server will not have us: no key is accepted, or no algorithm is common."""
+
+
+class Mistrust(UserError):
+    """The server is not who it should be."""

@@ -17,7 +17,7 @@ from pqtun.shell.client import forwards
 from pqtun.shell.client.connect import connect
 from pqtun.shell.client.forward_table import ForwardTable
 from pqtun.shell.client.forwardspec import Forward
-from pqtun.shell.client.loginfaults import Refusal, Unreachable
+from pqtun.shell.client.loginfaults import Mistrust, Refusal, Unreachable
 from pqtun.shell.client.program import CLOSE_SECONDS, Program, run_local_command
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ STABLE_SECONDS: Final = 60.0  # a connection that lasted so long makes up for th
 # A dead peer is noticed 15 s after its last packet: two probes, and the one that is due after them.
 PROBE_SECONDS: Final = 5
 UNANSWERED_PROBES: Final = 2
+# A server that boots refuses everybody for a while (nologin(5)), so where a login went well once it may again.
+REFUSED_SECONDS: Final = 60.0
 LEAST_PAUSE: Final = 1.0
 LOGIN_SECONDS: Final = 15  # for one attempt, unless ConnectTimeout says otherwise
 
@@ -43,10 +45,20 @@ class Schedule:
     def __init__(self) -> None:
         self._backoff = Backoff(0.0, math.inf)
         self._since: float | None = None  # when the connection came up
+        self._known = False  # a login went well once
+        self._refused: float | None = None  # since when logins are refused
 
     def connected(self, now: float) -> None:
         """A connection came up."""
         self._since = now
+        self._known = True
+        self._refused = None
+
+    def refused(self, now: float) -> bool:
+        """The server refused the login: return whether there is a point in another attempt."""
+        if self._refused is None:
+            self._refused = now
+        return self._known and now - self._refused < REFUSED_SECONDS
 
     def pause(self, now: float) -> float:
         """The connection was lost, or could not be made: return how long to wait before the next attempt."""
@@ -138,18 +150,24 @@ class PersistentProgram(Program):
         while True:
             try:
                 connection = await connect(self._options, ui=self._ui, config=self._config)
-            except Refusal:
-                raise
             except UserError as error:
-                # At first, what is no matter of the network is a mistake of who typed it.
-                if not (self._begun or isinstance(error, Unreachable)):
+                if not self._may_pass(error):
                     raise
-                self._say_once(f"pqtun ssh: {error}; trying again")
+                self._say_once(f"pqtun ssh: {str(error).rstrip('.')}; trying again")
                 await self._wait()
             else:
                 self._schedule.connected(self._clock())
                 self._shown = ""
                 return connection
+
+    def _may_pass(self, error: UserError) -> bool:
+        """Whether another attempt may go better."""
+        if isinstance(error, Mistrust):
+            return False
+        if isinstance(error, Refusal):
+            return self._schedule.refused(self._clock())
+        # At first, what is no matter of the network is a mistake of who typed it.
+        return self._begun or isinstance(error, Unreachable)
 
     async def _wait(self) -> None:
         """Wait for the next attempt's time, or for the network to change."""

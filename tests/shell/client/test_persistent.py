@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pqtun.daemon.backoff import JITTER, LONGEST_PAUSE
-from pqtun.shell.client.persistent import STABLE_SECONDS, Schedule
+from pqtun.shell.client.persistent import REFUSED_SECONDS, STABLE_SECONDS, Schedule
 from tests.net.process import Process, wait_until
 from tests.shell.client.sshd import ADDRESS, PORT, Sshd
 from tests.shell.client.terminals import Terminal
@@ -37,6 +37,18 @@ def test_pauses_grow_to_a_bound_and_begin_again_after_a_stable_connection() -> N
     assert schedule.pause(now + STABLE_SECONDS - 1) >= LONGEST_PAUSE * (1 - JITTER)
     schedule.connected(now)
     assert schedule.pause(now + STABLE_SECONDS) <= 1 + JITTER
+
+
+def test_a_refusal_is_the_end_but_for_a_while_where_the_login_went_well_before() -> None:
+    schedule = Schedule()
+    assert not schedule.refused(0)
+    schedule = Schedule()
+    schedule.connected(0)
+    assert schedule.refused(100)
+    assert schedule.refused(99 + REFUSED_SECONDS)
+    assert not schedule.refused(100 + REFUSED_SECONDS)
+    schedule.connected(1000)
+    assert schedule.refused(1000)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1000)), max_size=40))
@@ -146,6 +158,24 @@ def test_a_refused_login_is_the_end(server: Sshd, tmp_path: Path) -> None:
     assert refused.wait(30) == 255
     assert "Permission denied" in refused.output()
     assert "trying again" not in refused.output()
+
+
+@pytest.mark.net
+def test_a_server_that_boots_refuses_everybody_for_a_while(server: Sshd) -> None:
+    port = next(_ports)
+    process = spawn(server, "-N", "-L", f"{port}:{ADDRESS}:{PORT}")
+    wait_until(lambda: server.lab.listening(server.ns, port), 30, "the forward")
+    keys = server.key.with_suffix(".pub")
+    server.kill()
+    keys.rename(keys.with_suffix(".not-yet"))
+    server.start()
+    try:
+        process.wait_output("Permission denied (publickey); trying again", 30)
+    finally:
+        keys.with_suffix(".not-yet").rename(keys)
+    process.wait_output("connected to", 30)
+    assert reaches_sshd(server, port)
+    process.stop()
 
 
 @pytest.mark.net
