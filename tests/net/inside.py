@@ -6,6 +6,7 @@ but Python's standard library.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -63,9 +64,10 @@ def within_reach() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    listing = os.open("/proc/self/fd", os.O_RDONLY)
-    descriptors = {int(name): os.readlink(f"/proc/self/fd/{name}") for name in os.listdir(listing)}
-    del descriptors[listing]
+    descriptors = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that listdir had
+            descriptors[name] = os.readlink(f"/proc/self/fd/{name}")
     umask = os.umask(0)
     os.umask(umask)
     names = [name for name in dir(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"]

@@ -20,6 +20,7 @@ from tests.net.stage import HOST, Stage, started
 from tests.net.users import Users
 
 ECHO_PORT = 7007
+CLIENT_IDS = 63_000
 _CONFIG = """
 Host {name} via-{name}
     HostName {host}
@@ -58,7 +59,7 @@ class ShellStage:
         self.alice = self.users.add("alice", groups=("project", "music"))
         self.bob = self.users.add("bob", shell="/bin/sh", groups=("project",))
         self.enclosure = Enclosure(lab, self.net.server, self.users)
-        self.client_users = Users(lab, self.net.client)
+        self.client_users = Users(lab, self.net.client, CLIENT_IDS)
         self.dora = self.client_users.add("dora")
         self._client_enclosure = Enclosure(lab, self.net.client, self.client_users)
         self.openssh = openssh_root(lab, self.net.client, self._client_enclosure)
@@ -95,7 +96,7 @@ class ShellStage:
 
     def clients_at(self, host: ClientHost) -> dict[str, SshClient]:
         """The clients once more, of a dora of another host; her name has the same number there."""
-        users = Users(self.lab, host.ns)
+        users = Users(self.lab, host.ns, CLIENT_IDS)
         assert users.add("dora") == replace(self.dora, directory=users["dora"].directory)
         return self._clients(host.ns, Enclosure(self.lab, host.ns, users), host.client)
 

@@ -91,16 +91,18 @@ def test_htop(screen: Screen) -> None:
 @cells()
 def test_tmux(screen: Screen) -> None:
     """Inside: a status line at the bottom, and a line down the middle between two windows."""
-    screen.keys("exec env PS1='inner> ' tmux -S inner.sock -f /dev/null new 'sh'", "Enter")
-    screen.wait(["[0] 0:sh*"], row=FIRST[1] - 1)
+    screen.keys("exec tmux -L $$ -f /dev/null new 'sh'", "Enter")
+    screen.wait(["[0] 0:"], row=FIRST[1] - 1)
     screen.keys("C-b", "%")
     for columns, rows in (FIRST, SECOND):
         screen.resize(columns, rows)
-        screen.wait(["[0] 0:sh*"], row=rows - 1)
+        screen.wait(["[0] 0:"], row=rows - 1)
         middle = columns // 2
         wait_until(lambda m=middle, r=rows: all(x[m] == "│" for x in screen.rows()[: r - 1]), 20, "the line")  # type: ignore[misc]
     screen.keys("exit", "Enter")
     wait_until(lambda: "│" not in "".join(screen.rows()), 20, "the end of a half")
+    screen.keys("exit", "Enter")
+    wait_until(lambda: "[exited]" in screen.rows(), 20, "the end of it all")
 
 
 @cells()

@@ -42,16 +42,18 @@ class User:
 class Users:
     """The users and groups of a namespace: at first those that daemons need."""
 
-    def __init__(self, lab: Lab, ns: str) -> None:
+    def __init__(self, lab: Lab, ns: str, first_id: int = FIRST_ID) -> None:
+        """Numbers from `first_id` on are given out: hosts share the machine's processes, so none may have two names."""
         self._etc = Path("/etc/netns") / ns
         self.homes = lab.directory / f"homes-{ns}"
         self.homes.mkdir(mode=0o755)
+        self._first_id = first_id
         self._users: dict[str, User] = {}
         self._groups: dict[str, tuple[int, list[str]]] = {name: (gid, []) for name, gid in SYSTEM_GROUPS.items()}
         self._shadow: dict[str, str] = {}
         self.root = self._put(User("root", 0, 0, "/bin/bash", self.homes / "root"))
         nowhere = Path("/nonexistent")
-        for uid, name in enumerate(("sshd", "pqtun"), FIRST_ID):
+        for uid, name in enumerate(("sshd", "pqtun"), first_id):
             self._put(User(name, uid, self._group(name, uid), "/usr/sbin/nologin", nowhere))
         self._put(User("nobody", 65_534, SYSTEM_GROUPS["nogroup"], "/usr/sbin/nologin", nowhere))
         self._write()
@@ -69,10 +71,10 @@ class Users:
         expires: str = "",
     ) -> User:
         """Make a user with a group of its own; `password` and `expires` (days since 1970) are fields of shadow(5)."""
-        uid = FIRST_ID + len(self._users)
+        uid = self._first_id + len(self._users)
         user = User(name, uid, self._group(name, uid), shell, self.homes / name, groups)
         for group in groups:
-            self._group(group, FIRST_ID + 500 + len(self._groups))
+            self._group(group, self._first_id + 500 + len(self._groups))
             self._groups[group][1].append(name)
         self._put(user, password, expires)
         self._write()
