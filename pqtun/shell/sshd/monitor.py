@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 # Every refusal comes a whole number of these after its question, whatever was found out on the way: what is looked up
 # for a user that there is not takes another time than a wrong key. Asking users' files takes 1 to 20 ms.
 REFUSAL_SECONDS: Final = 0.05
+GRACE_SECONDS: Final = 5.0  # beyond LOGIN_SECONDS, then a monitor that waits for something is killed (SIGALRM)
 HOST_SECONDS: Final = 10.0  # that the user's process may take to end after its connection, then it is killed
 SIGNATURES: Final = 8.0  # at once, and one a second: a connection has its keys renewed once an hour or once a gigabyte
 RECORDS: Final = 200.0  # lines in the audit file at once, and RECORDS_A_SECOND: a user must not fill the disk
@@ -117,6 +118,8 @@ class Monitor:
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: None)
         begin = time.monotonic()
+        # For what the deadline below cannot end: files on a user's own file system and PAM's modules may never answer.
+        signal.setitimer(signal.ITIMER_REAL, LOGIN_SECONDS + GRACE_SECONDS)
         pidfd = os.pidfd_open(self._worker.pid)
         for source, ready in (
             (wake, self._stop),
@@ -259,6 +262,7 @@ class Monitor:
         except BaseException:
             session.close()
             raise
+        signal.setitimer(signal.ITIMER_REAL, 0)
         self._user = _User(session.account, session, pid, os.pidfd_open(pid))
         process.rename(f"sshd: {account.name}")
         self._selector.register(self._user.pidfd, selectors.EVENT_READ, self._host_ended)

@@ -345,6 +345,23 @@ def test_whoever_does_not_log_in_in_time_is_ended(people: World) -> None:
     people.call(body)
 
 
+def test_a_module_of_pams_that_never_answers_ends_with_the_monitor(people: World) -> None:
+    people.etc["pam.d/slow"] = "account required pam_exec.so /bin/cat /run/fifo\n"
+
+    def body() -> None:
+        monitor.LOGIN_SECONDS = 0.5  # type: ignore[misc]
+        monitor.GRACE_SECONDS = 0.5  # type: ignore[misc]
+        os.mkfifo("/run/fifo")
+        with Rig(pam="slow") as rig:
+            allow(rig)
+            rig.sign()
+            rig.authenticate()
+            rig.wait_end()
+            os.close(os.open("/run/fifo", os.O_WRONLY))  # the module has come so far, and may go
+
+    people.call(body)
+
+
 def test_told_to_stop(people: World) -> None:
     def body() -> None:
         monitor.HOST_SECONDS = 0.2  # type: ignore[misc]
