@@ -63,6 +63,15 @@ class CopySettings:
     throttle: Throttle | None = None
 
 
+@dataclass(frozen=True)
+class _Place:
+    """What is known before something is copied, so that a server far away is not asked for it."""
+
+    depth: int = 0
+    entry: Entry | None = None  # what the directory told of it
+    empty: bool = False  # nothing is at the target, as we have made the directory
+
+
 class Copier:
     """Copies from `source` to `target`; what fails is told to `report`, and the rest goes on."""
 
@@ -86,19 +95,21 @@ class Copier:
         if into and name == b"..":
             self._fault(path, "this name leads out of the target")
             return
-        await self._copy(path, posixpath.join(target, name) if into and name else target, 0)
+        await self._copy(path, posixpath.join(target, name) if into and name else target, _Place())
 
-    async def _copy(self, path: bytes, target: bytes, depth: int) -> None:
+    async def _copy(self, path: bytes, target: bytes, place: _Place) -> None:
         try:
-            entry = await self._source.stat(path)
+            entry = place.entry
+            if entry is None or entry.kind not in (Kind.FILE, Kind.DIRECTORY):
+                entry = await self._source.stat(path)
             if entry.kind is Kind.DIRECTORY:
                 if not self._settings.recursive:
                     raise CopyFault("is a directory, and -r was not given")
-                if depth >= MAX_DEPTH:
+                if place.depth >= MAX_DEPTH:
                     raise CopyFault(f"more than {MAX_DEPTH} directories deep")
-                await self._directory(path, target, entry, depth)
+                await self._directory(path, target, entry, place)
             elif entry.kind in (Kind.FILE, Kind.UNKNOWN):
-                await self._file(path, target)
+                await self._file(path, target, place)
             else:
                 raise CopyFault("not a regular file")
         except (*FILE_FAULTS, CopyFault) as error:
@@ -106,11 +117,11 @@ class Copier:
             if is_lost(error) or isinstance(error, ConnectionGone):
                 raise ConnectionGone(LOST) from None
 
-    async def _directory(self, path: bytes, target: bytes, entry: Entry, depth: int) -> None:
+    async def _directory(self, path: bytes, target: bytes, entry: Entry, place: _Place) -> None:
         self._report.note(f"{printable(path)}/ -> {printable(target)}/")
         names = await self._source.names(path)
         permissions = entry.permissions(_NEW_DIRECTORY)
-        kind = await kind_of(self._target, target)
+        kind = None if place.empty else await kind_of(self._target, target)
         made = kind is None
         try:
             if made:
@@ -119,11 +130,12 @@ class Copier:
             raise CopyFault(f"cannot make {printable(target)}: {reason(error)}") from error
         if not made and kind is not Kind.DIRECTORY:
             raise CopyFault(f"cannot make {printable(target)}: something that is no directory is there")
-        for name, _ in names:
+        for name, known in names:
             if b"/" in name or b"\0" in name or name in (b"", b".", b".."):
                 self._fault(path, f"the server names a file {printable(name)!r} in it, which is not taken")
                 continue
-            await self._copy(posixpath.join(path, name), posixpath.join(target, name), depth + 1)
+            inside = _Place(place.depth + 1, known, empty=made)
+            await self._copy(posixpath.join(path, name), posixpath.join(target, name), inside)
         times = _times(entry) if self._settings.preserve else None
         narrowed = made and permissions | _OWNER_MAY_ALL != permissions
         if times is not None or narrowed:
@@ -132,14 +144,14 @@ class Copier:
             except FILE_FAULTS as error:
                 raise CopyFault(f"{_UNSET.format(printable(target))}: {reason(error)}") from error
 
-    async def _file(self, path: bytes, target: bytes) -> None:
+    async def _file(self, path: bytes, target: bytes, place: _Place) -> None:
         source = await self._source.open_source(path)
         written: File | None = None
         try:
             entry = await source.stat()
             if entry.kind not in (Kind.FILE, Kind.UNKNOWN):
                 raise CopyFault("not a regular file")
-            written = await self._open_target(path, target, entry)
+            written = await self._open_target(path, target, entry, place)
             await self._bytes(source, written, path, target, entry)
             if self._settings.preserve:
                 try:
@@ -159,9 +171,9 @@ class Copier:
             raise
         await close_quietly(source)
 
-    async def _open_target(self, path: bytes, target: bytes, entry: Entry) -> File:
+    async def _open_target(self, path: bytes, target: bytes, entry: Entry, place: _Place) -> File:
         try:
-            kind = await kind_of(self._target, target)
+            kind = None if place.empty else await kind_of(self._target, target)
             if kind is Kind.DIRECTORY:
                 raise CopyFault(f"cannot write {printable(target)}: it is a directory")
             if kind is not None and await self._is_source(path, target):

@@ -7,6 +7,7 @@ import os
 import stat
 from typing import Final
 
+from pqtun.shell.client.faults import CopyFault
 from pqtun.shell.client.store import Entry
 
 BLOCK_SIZE: Final = 1 << 20  # bytes; any would do
@@ -42,7 +43,12 @@ class LocalFile:
         """As File has it."""
         view = memoryview(data)
         while view:
-            written = os.pwrite(self._descriptor, view, offset) if self._seekable else os.write(self._descriptor, view)
+            try:
+                written = (
+                    os.pwrite(self._descriptor, view, offset) if self._seekable else os.write(self._descriptor, view)
+                )
+            except BrokenPipeError:  # not to be taken for a lost connection
+                raise CopyFault("nobody reads what is written") from None
             view = view[written:]
             offset += written
 

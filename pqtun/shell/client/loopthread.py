@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
+import time
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
+_GLANCE: Final = 0.5  # seconds
 PATIENCE: Final = 5.0  # seconds that what was interrupted has for its end
 
 
@@ -51,9 +53,17 @@ class LoopThread:
                 ended.set()
 
         future = asyncio.run_coroutine_threadsafe(noticed(), self._loop)
+        deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            return future.result(timeout)
-        except (KeyboardInterrupt, concurrent.futures.TimeoutError):
+            while True:
+                # A ^C that comes just before the wait begins is only noticed after it.
+                left = _GLANCE if deadline is None else min(_GLANCE, deadline - time.monotonic())
+                concurrent.futures.wait([future], max(left, 0))
+                if future.done():
+                    return future.result()
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise TimeoutError
+        except (KeyboardInterrupt, TimeoutError):
             if future.cancel():
                 ended.wait(PATIENCE)
             raise

@@ -43,8 +43,11 @@ class TerminalReport:
     @staticmethod
     def say(text: str) -> None:
         """Print a line on stdout."""
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:  # nobody reads on, which is no fault of the connection
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     @staticmethod
     def _line(text: str) -> None:

@@ -176,6 +176,25 @@ def test_a_file_is_not_copied_onto_itself(sshd: InetdSshd, tmp_path: Path) -> No
     assert (tmp_path / "file").read_text() == "kept"
 
 
+@BOTH
+def test_devices_and_pipes_as_targets(sshd: InetdSshd, tmp_path: Path, old: tuple[str]) -> None:
+    (tmp_path / "file").write_bytes(data := os.urandom(2_000_000))
+    assert scp(sshd.connect, *old, f"host:{tmp_path}/file", "/dev/null") == 0
+    reading, writing = os.pipe()
+    got = bytearray()
+
+    def read() -> None:
+        with open(reading, "rb") as pipe:
+            got.extend(pipe.read())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with open(writing, "wb"):
+        assert scp(sshd.connect, *old, f"host:{tmp_path}/file", f"/proc/self/fd/{writing}") == 0
+    reader.join()
+    assert got == data
+
+
 def test_a_file_of_proc_is_read_to_its_end(sshd: InetdSshd, tmp_path: Path) -> None:
     assert scp(sshd.connect, "host:/proc/version", tmp_path) == 0
     assert (tmp_path / "version").read_text() == Path("/proc/version").read_text()

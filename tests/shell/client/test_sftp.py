@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.net.process import wait_until
+from tests.net.process import LabError, wait_until
 from tests.shell.client.sshd import ADDRESS, PORT, Sshd
 from tests.shell.client.terminals import Terminal
 
@@ -147,6 +147,17 @@ def test_a_batch_with_every_command(client: Client) -> None:
     assert len(result.stderr.splitlines()) == 3  # connected, and two that may fail
 
 
+def test_nobody_reads_what_is_printed(client: Client) -> None:
+    (client.there / "file").touch()
+    argv = client.argv("sftp", "-b", "-", f"root@{ADDRESS}:{client.there}/")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as nobody:
+        result = subprocess.run(argv, input=b"ls\nls\nrm file\n", stdout=nobody, stderr=subprocess.PIPE, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert os.listdir(client.there) == []
+
+
 def test_a_batch_ends_at_its_first_fault(client: Client) -> None:
     result = client.batch("get none\n!touch never\n")
     assert result.returncode == 1
@@ -255,11 +266,24 @@ def test_completion_and_history(client: Client, typing: Terminal) -> None:
     assert not typing.raw
 
 
+def interrupt_prompt(typing: Terminal) -> None:
+    """Press ^C until there is a new prompt: one just before the editor waits is only noticed with the next key."""
+    for _ in range(20):
+        typing.type("\x03")
+        try:
+            typing.wait_for("sftp> ", 1)
+        except LabError:
+            continue
+        return
+    raise LabError("no new prompt")
+
+
 def test_interrupts_end_the_transfer_and_not_the_program(client: Client, typing: Terminal) -> None:
     with (client.there / "large").open("wb") as file:
         file.truncate(200 << 30)  # without end, for a test
-    typing.type("half a line\x03")
-    typing.wait_for("sftp> ")
+    typing.type("half a line")
+    typing.wait_for("half a line")
+    interrupt_prompt(typing)
     typing.type("get large\n")
     typing.wait_for("large")
     wait_until(
