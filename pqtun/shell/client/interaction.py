@@ -174,7 +174,7 @@ class Interaction:
         if self._terminal is not None:
             self._terminal.restore()
         try:
-            line = self._ui.ask("\r\nssh> ", echo=True)
+            line = self._ui.read_line("\r\nssh> ", echo=True)
         except KeyboardInterrupt:
             line = None
         finally:
@@ -203,9 +203,14 @@ class Interaction:
             self._terminal.restore()
         self._table.close()
         self._ui.say(f"{shown} [backgrounded]")
+        reading, writing = os.pipe()
         if os.fork():
+            os.close(writing)
+            os.read(reading, 1)  # until the child has left the terminal, which may hang up when this process ends
             os._exit(0)
         os.setsid()
+        os.close(reading)
+        os.close(writing)
         # The threads that looked up names are not in the child.
         self._loop.set_default_executor(ThreadPoolExecutor())
         self._session.end_input(_END_OF_INPUT)

@@ -68,8 +68,10 @@ class UserInterface:
 
         Blocks. Raises KeyboardInterrupt for ^C.
         """
-        if self.batch:
-            return None
+        return None if self.batch else self.read_line(prompt, echo=echo)
+
+    def read_line(self, prompt: str, *, echo: bool) -> str | None:
+        """Do as ask does, even with BatchMode: somebody is there, as a key for it was typed."""
         required = os.environ.get("SSH_ASKPASS_REQUIRE", "")
         program = os.environ.get("SSH_ASKPASS")
         if program and (required in ("force", "prefer")):
@@ -130,9 +132,11 @@ def _ended_by_signals() -> Iterator[None]:
         raise KeyboardInterrupt(number)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    wakeup = signal.set_wakeup_fd(-1)
     previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
+        signal.set_wakeup_fd(wakeup)
         for number, handler in previous.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -62,6 +62,11 @@ class Terminal:
         return not termios.tcgetattr(self._slave)[3] & termios.ICANON
 
     @property
+    def signals_off(self) -> bool:
+        """Whether ^C is a key like others, which it is not for a shell that edits a line."""
+        return not termios.tcgetattr(self._slave)[3] & termios.ISIG
+
+    @property
     def blocking(self) -> bool:
         """Whether reads of its other users still wait."""
         return os.get_blocking(self._slave)

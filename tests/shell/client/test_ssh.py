@@ -1,0 +1,463 @@
+"""`pqtun ssh` and OpenSSH's sshd: commands, forwards, jumps, agents, and what goes wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.net.process import wait_until
+from tests.shell.client import login
+from tests.shell.client.login import HOST, run, spawn
+from tests.shell.client.sshd import ADDRESS, Sshd
+
+pytestmark = pytest.mark.net
+
+ECHO_PORT = 7777
+_ECHO = """
+import socketserver, sys
+class Echo(socketserver.BaseRequestHandler):
+    def handle(self):
+        while data := self.request.recv(65536):
+            self.request.sendall(data)
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = daemon_threads = True
+Server(("127.0.0.1", int(sys.argv[1])), Echo).serve_forever()
+"""
+_TALK = """
+import socket, sys
+where, host = sys.argv[1], sys.argv[2:]
+if where.startswith("/"):
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(where)
+else:
+    sock = socket.create_connection(("::1" if where == "6" else "127.0.0.1", int(host[0])), 10)
+sock.settimeout(10)
+exec(sys.stdin.read())
+sock.sendall(b"x" * 100_000)
+sock.shutdown(socket.SHUT_WR)
+size = 0
+while data := sock.recv(65536):
+    size += len(data)
+print(size)
+"""
+SOCKS5 = """
+name = b"localhost"
+sock.sendall(b"\\5\\1\\0")
+assert sock.recv(2) == b"\\5\\0"
+sock.sendall(b"\\5\\1\\0\\3" + bytes([len(name)]) + name + (7777).to_bytes(2, "big"))
+assert sock.recv(64)[:2] == b"\\5\\0"
+"""
+SOCKS4A = """
+sock.sendall(b"\\4\\1" + (7777).to_bytes(2, "big") + b"\\0\\0\\0\\1me\\0localhost\\0")
+assert sock.recv(8)[:2] == b"\\0\\x5a"
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def echo(sshd: Sshd) -> Iterator[None]:
+    process = sshd.lab.spawn(sshd.ns, sys.executable, "-c", _ECHO, str(ECHO_PORT))
+    sshd.lab.wait_listening(process, sshd.ns, ECHO_PORT)
+    yield
+    process.stop()
+
+
+def talk(sshd: Sshd, *where: str | int, before: str = "") -> int:
+    """Send 100,000 bytes through a forward to the echo server; how many came back."""
+    done = sshd.lab.run(sshd.ns, sys.executable, "-c", _TALK, *map(str, where), stdin=before.encode(), timeout=20)
+    return int(done.stdout)
+
+
+def listening(sshd: Sshd, port: int) -> bool:
+    return sshd.lab.listening(sshd.ns, port)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("exit 0", 0), ("exit 3", 3), ("exit 255", 255), ("kill -9 $$", 255), ("nothing-such", 127)]
+)
+def test_exit_codes(sshd: Sshd, command: str, code: int) -> None:
+    done = run(sshd, HOST, command)
+    assert done.returncode == code
+    assert done.stdout == b""
+
+
+def test_streams_are_kept_apart_and_binary(sshd: Sshd) -> None:
+    data = bytes(range(256)) * 4000
+    done = run(sshd, HOST, "cat; echo error >&2; exit 4", stdin=data)
+    assert (done.returncode, done.stdout, done.stderr) == (4, data, b"error\n")
+
+
+def test_much_each_way(sshd: Sshd) -> None:
+    data = os.urandom(8 << 20)
+    assert run(sshd, HOST, "sha256sum", stdin=data).stdout.split()[0].decode() == hashlib.sha256(data).hexdigest()
+    assert run(sshd, HOST, "cat", stdin=data).stdout == data
+
+
+def test_the_end_of_input_is_passed_on_and_n_gives_none(sshd: Sshd) -> None:
+    assert run(sshd, HOST, "cat; echo end", stdin=b"a").stdout == b"aend\n"
+    assert run(sshd, "-n", HOST, "cat; echo end", stdin=b"a").stdout == b"end\n"
+
+
+def test_a_reader_that_leaves_ends_the_command(sshd: Sshd) -> None:
+    argv = login.argv(sshd, HOST, "while echo y; do :; done")
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=login.environment()) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(4) == b"y\ny\n"
+        process.stdout.close()
+        process.wait(20)
+
+
+def test_environment(sshd: Sshd) -> None:
+    command = "echo $SHARED_A,$SHARED_B,$OTHER"
+    sent = ["-o", "SendEnv=SHARED_*", "-o", "SetEnv=SHARED_B=set OTHER=no"]
+    given = {"SHARED_A": "sent", "SHARED_B": "not", "OTHER": "not"}
+    assert run(sshd, *sent, HOST, command, env=given).stdout == b"sent,set,\n"
+
+
+def test_subsystem(sshd: Sshd) -> None:
+    argv = login.argv(sshd, "-s", HOST, "sftp")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, env=login.environment()) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"\0\0\0\5\1\0\0\0\3")
+        process.stdin.flush()
+        assert process.stdout.read(9)[4:] == b"\2\0\0\0\3"
+        process.stdin.close()
+        assert process.wait(20) == 0
+
+
+def test_a_terminal_is_forced(sshd: Sshd) -> None:
+    done = run(sshd, "-tt", HOST, "tty >/dev/null && echo yes")
+    assert b"yes\r\n" in done.stdout
+    done = run(sshd, "-t", HOST, "tty >/dev/null || echo no")
+    assert done.stdout == b"no\n"
+    assert done.stderr == b"Pseudo-terminal will not be allocated because stdin is not a terminal.\n"
+
+
+# -- forwards ------------------------------------------------------------------------------------------
+
+
+def test_forwards_of_all_kinds(sshd: Sshd, tmp_path: Path) -> None:
+    local, remote = tmp_path / "local", tmp_path / "remote"
+    to = f"127.0.0.1:{ECHO_PORT}"
+    flags = ["-L", f"7001:{to}", "-R", f"7002:{to}", "-L", f"{local}:{to}", "-R", f"{remote}:{to}"]
+    flags += ["-D", "7003", "-R", f"0:{to}", "-L", f"7004:{remote}"]
+    process = spawn(sshd, "-N", "-o", "ExitOnForwardFailure=yes", *flags, HOST)
+    process.wait_output("Allocated port ", 20)
+    port = int(process.output().split("Allocated port ")[1].split()[0])
+    wait_until(lambda: listening(sshd, 7004), 20, "the last forward")
+    assert talk(sshd, "4", 7001) == 100_000
+    assert talk(sshd, "6", 7001) == 100_000
+    assert talk(sshd, "4", 7002) == 100_000
+    assert talk(sshd, "4", port) == 100_000
+    assert talk(sshd, str(local)) == 100_000
+    assert talk(sshd, str(remote)) == 100_000
+    assert talk(sshd, "4", 7004) == 100_000
+    assert talk(sshd, "4", 7003, before=SOCKS5) == 100_000
+    assert talk(sshd, "4", 7003, before=SOCKS4A) == 100_000
+    assert process.stop() == 255
+    assert not listening(sshd, 7001)
+    assert not local.exists()
+
+
+def test_bind_addresses(sshd: Sshd) -> None:
+    to = f"127.0.0.1:{ECHO_PORT}"
+    process = spawn(sshd, "-N", "-L", f"127.0.0.2:7011:{to}", "-g", "-L", f"7012:{to}", HOST)
+    wait_until(lambda: listening(sshd, 7012), 20, "the forwards")
+    bound = sshd.lab.run(sshd.ns, "ss", "-Hltn").stdout
+    assert "127.0.0.2:7011 " in bound
+    assert "0.0.0.0:7012 " in bound
+    process.stop()
+
+
+def test_stdio_forward(sshd: Sshd) -> None:
+    data = os.urandom(100_000)
+    argv = login.argv(sshd, "-W", f"127.0.0.1:{ECHO_PORT}", HOST)
+    done = subprocess.run(argv, input=data, capture_output=True, timeout=20, env=login.environment())
+    assert (done.returncode, done.stdout, done.stderr) == (0, data, b"")
+    done = run(sshd, "-W", "127.0.0.1:1", HOST)
+    assert done.returncode == 255
+    assert b"stdio forwarding failed" in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["-L", "-R"])
+def test_a_forward_that_cannot_be(sshd: Sshd, flag: str) -> None:
+    where = f"127.0.0.1:{ECHO_PORT}:127.0.0.1:1"
+    done = run(sshd, flag, where, HOST, "echo on")
+    assert (done.returncode, done.stdout) == (0, b"on\n")
+    assert done.stderr.count(b"\n") == 1
+    done = run(sshd, "-o", "ExitOnForwardFailure=yes", flag, where, HOST, "echo on")
+    assert (done.returncode, done.stdout) == (255, b"")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_in_the_background(sshd: Sshd, tmp_path: Path) -> None:
+    """-f returns after the login, and it stays for as long as something uses its forwards."""
+    log = tmp_path / "log"
+    release = tmp_path / "release"
+    os.mkfifo(release)
+    # Its output goes to a file: as with ssh, the command has the other end still when the program has returned.
+    flags = ["-f", "-v", "-E", str(log), "-L", f"7021:127.0.0.1:{ECHO_PORT}"]
+    process = spawn(sshd, *flags, HOST, f"cat {release}; echo over")
+    assert process.wait(20) == 0, process.output()
+    assert "Authenticated" in log.read_text()
+    assert talk(sshd, "4", 7021) == 100_000
+    release.write_text("")
+    wait_until(lambda: not listening(sshd, 7021), 20, "its end")
+    assert process.output() == "over\n"
+
+
+def test_background_needs_a_command_and_tells_failures(sshd: Sshd) -> None:
+    done = run(sshd, "-f", HOST)
+    assert done.returncode == 255
+    assert b"Cannot fork into background" in done.stderr
+    done = run(sshd, "-f", "-i", "/nowhere", "-l", "nobody-such", ADDRESS, "true")
+    assert done.returncode == 255
+    assert b"Permission denied (publickey)." in done.stderr
+
+
+# -- jumps, agents ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(sshd: Sshd, tmp_path: Path) -> Path:
+    """For hops too, to which the command line does not go."""
+    path = tmp_path / "config"
+    path.write_text(
+        f"Host *\n Port 22\n User root\n IdentityFile {sshd.key}\n IdentitiesOnly yes\n BatchMode yes\n"
+        f" UserKnownHostsFile {tmp_path}/known_hosts\n GlobalKnownHostsFile none\n StrictHostKeyChecking accept-new\n"
+    )
+    return path
+
+
+def with_config(sshd: Sshd, config: Path, *arguments: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
+    argv = sshd.lab.argv(sshd.ns, *login.pqtun.argv("ssh", "--direct", "-F", str(config), *arguments))
+    done = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=40, env=login.environment(env)
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_three_hops(sshd: Sshd, config: Path) -> None:
+    code, out, err = with_config(
+        sshd, config, "-J", "127.0.0.1,root@127.0.0.2:22,127.0.0.3", "127.0.0.4", "echo $SSH_CONNECTION; exit 7"
+    )
+    assert (code, out.split()[2]) == (7, "127.0.0.4"), err
+    known = (config.parent / "known_hosts").read_text()
+    assert [line.split()[0] for line in known.splitlines()] == [f"127.0.0.{number}" for number in (1, 2, 3, 4)]
+
+
+def test_a_hop_that_is_not_there(sshd: Sshd, config: Path) -> None:
+    code, _, err = with_config(sshd, config, "-J", "127.0.0.1:9", "127.0.0.4", "true")
+    assert (code, err) == (255, "pqtun ssh: connect to host 127.0.0.1 port 9: Connection refused\n")
+    code, _, err = with_config(sshd, config, "-J", "127.0.0.1", "-p", "9", "127.0.0.4", "true")
+    assert code == 255
+    assert err.splitlines()[-1].startswith("pqtun ssh: jump host: channel open to 127.0.0.4:9 failed")
+
+
+def test_hops_in_a_circle_end(sshd: Sshd, config: Path) -> None:
+    config.write_text(config.read_text() + " ProxyJump 127.0.0.1\n")
+    code, _, err = with_config(sshd, config, "127.0.0.2", "true")
+    assert code == 255
+    assert "jump hosts, or a loop" in err
+
+
+def test_proxy_command(sshd: Sshd, config: Path) -> None:
+    ours = " ".join(login.pqtun.argv("ssh", "--direct", "-F", str(config)))
+    code, out, err = with_config(sshd, config, "-o", f"ProxyCommand={ours} -W %h:%p 127.0.0.2", "127.0.0.3", "echo on")
+    assert (code, out) == (0, "on\n"), err
+    code, _, err = with_config(sshd, config, "-o", "ProxyCommand=false", "127.0.0.3", "true")
+    assert code == 255
+    assert err.startswith(("pqtun ssh: Connection closed by ", "pqtun ssh: Connection reset by "))
+
+
+def test_a_proxy_command_needs_direct(sshd: Sshd, config: Path) -> None:
+    argv = login.pqtun.argv("ssh", "-F", str(config), "-o", "ProxyCommand=true", "127.0.0.3")
+    done = sshd.lab.run(sshd.ns, *argv, check=False, env=login.pqtun.environment())
+    assert done.returncode == 255
+    assert "--direct allows it" in done.stderr
+
+
+@pytest.fixture
+def agent(sshd: Sshd, tmp_path: Path) -> Iterator[str]:
+    path = tmp_path / "agent"
+    process = subprocess.Popen(["ssh-agent", "-D", "-a", str(path)], stdout=subprocess.DEVNULL)
+    try:
+        wait_until(path.exists, 10, "the agent")
+        subprocess.run(
+            ["ssh-add", "-q", str(sshd.key)], env={**os.environ, "SSH_AUTH_SOCK": str(path)}, check=True, timeout=20
+        )
+        yield str(path)
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def test_agent(sshd: Sshd, config: Path, agent: str) -> None:
+    config.write_text(config.read_text().replace(f"IdentityFile {sshd.key}\n IdentitiesOnly yes", "IdentityFile none"))
+    env = {"SSH_AUTH_SOCK": agent}
+    assert with_config(sshd, config, ADDRESS, "true", env=env)[0] == 0
+    assert with_config(sshd, config, "-o", "IdentityAgent=none", ADDRESS, "true", env=env)[0] == 255
+    assert with_config(sshd, config, "-o", f"IdentityAgent={agent}", ADDRESS, "true")[0] == 0
+    code, out, _ = with_config(sshd, config, "-A", ADDRESS, "ssh-add -l", env=env)
+    assert (code, out.count("ED25519")) == (0, 1)
+    code, out, _ = with_config(sshd, config, ADDRESS, "ssh-add -l", env=env)
+    assert code == 2
+
+
+def test_certificate_beside_the_key(sshd: Sshd, config: Path, tmp_path: Path) -> None:
+    """A key that is not authorized, with a certificate of a CA that is."""
+    for name in ("ca", "key"):
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True, timeout=20
+        )
+    authorized = Path(f"{sshd.key}.pub")
+    before = authorized.read_text()
+    text = config.read_text().replace(str(sshd.key), str(tmp_path / "key"))
+    config.write_text(text)
+    try:
+        authorized.write_text(f"{before}cert-authority {(tmp_path / 'ca.pub').read_text()}")
+        assert with_config(sshd, config, ADDRESS, "true")[0] == 255
+        sign = ["ssh-keygen", "-q", "-s", str(tmp_path / "ca"), "-I", "me", "-n", "root", str(tmp_path / "key.pub")]
+        subprocess.run(sign, check=True, timeout=20)
+        assert with_config(sshd, config, ADDRESS, "true")[0] == 0
+    finally:
+        authorized.write_text(before)
+
+
+def test_host_certificates(sshd: Sshd, config: Path, tmp_path: Path) -> None:
+    """A CA in known_hosts changes nothing for a server without a certificate: its key is not known."""
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "ca")], check=True, timeout=20)
+    known = tmp_path / "known_hosts"
+    known.write_text(f"@cert-authority * {(tmp_path / 'ca.pub').read_text()}")
+    code, _, err = with_config(sshd, config, "-o", "StrictHostKeyChecking=yes", ADDRESS, "true")
+    assert code == 255
+    assert err.endswith("Host key verification failed.\n")
+    known.write_text(f"@revoked * {(sshd.directory / 'host.pub').read_text()}")
+    assert with_config(sshd, config, ADDRESS, "true")[0] == 255
+
+
+# -- what goes wrong -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["-p", "9", ADDRESS, "true"], "connect to host 127.0.0.1 port 9: Connection refused"),
+        (["nothing.invalid", "true"], "Could not resolve hostname nothing.invalid: "),
+        (["-l", "nobody-such", ADDRESS, "true"], "nobody-such@127.0.0.1: Permission denied (publickey)."),
+        (["-o", "KexAlgorithms=mlkem768x25519-sha256", ADDRESS, "true"], "Unable to negotiate with 127.0.0.1 port 22"),
+        (["-o", "Ciphers=nothing", ADDRESS], "Ciphers=nothing leaves no algorithm"),
+        (["-o", "ConnectTimeout=1", "192.0.2.1", "true"], "connect to host 192.0.2.1 port 22: "),
+    ],
+)
+def test_errors_are_one_line(sshd: Sshd, arguments: list[str], line: str) -> None:
+    words = sshd.options() if arguments[0] != "-p" else sshd.options()[:-2]
+    argv = sshd.lab.argv(sshd.ns, *login.pqtun.argv("ssh", "--direct", *arguments[:2], *words, *arguments[2:]))
+    if arguments[0] == "-p":
+        words = [word for word in words if word not in ("-p", "22")]
+        argv = sshd.lab.argv(sshd.ns, *login.pqtun.argv("ssh", "--direct", *arguments[:2], *words, *arguments[2:]))
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, env=login.environment())
+    assert done.returncode == 255
+    assert done.stderr.startswith(f"pqtun ssh: {line}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_wrong_usage_shows_how(sshd: Sshd) -> None:
+    done = run(sshd, "-y", HOST)
+    assert done.returncode == 255
+    assert done.stderr.startswith(b"pqtun ssh: unknown option -- y\nusage: pqtun ssh ")
+
+
+def test_q_says_nothing(sshd: Sshd) -> None:
+    done = run(sshd, "-q", "-l", "nobody-such", ADDRESS, "true")
+    assert (done.returncode, done.stdout, done.stderr) == (255, b"", b"")
+
+
+def test_a_changed_host_key_is_refused(sshd: Sshd, config: Path, tmp_path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "k")], check=True, timeout=20)
+    (tmp_path / "known_hosts").write_text(f"{ADDRESS} {(tmp_path / 'k.pub').read_text()}")
+    code, _, err = with_config(sshd, config, ADDRESS, "true")
+    assert code == 255
+    assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in err
+    assert f"{tmp_path}/known_hosts:1" in err
+
+
+def test_unsafe_and_other_keys_are_named(sshd: Sshd, tmp_path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "rsa", "-N", "", "-f", str(tmp_path / "rsa")], check=True, timeout=60)
+    keys = ["-i", str(tmp_path / "rsa"), "-i", str(tmp_path / "nowhere")]
+    done = run(sshd, *keys, "-l", "nobody-such", ADDRESS, "true")
+    assert done.returncode == 255
+    assert b"PubkeyAcceptedAlgorithms" in done.stderr
+    assert b"nowhere not accessible" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_it(sshd: Sshd, number: signal.Signals) -> None:
+    process = spawn(sshd, HOST, "echo started; sleep 60")
+    process.wait_output("started", 20)
+    process.signal(number)
+    assert process.wait(10) == 255
+
+
+def test_an_ended_server_is_told(sshd: Sshd) -> None:
+    process = spawn(sshd, HOST, "echo started; kill -9 $PPID; sleep 60")
+    process.wait_output("closed by remote host", 20)
+    assert process.wait(10) == 255
+
+
+def test_a_server_that_does_not_answer_any_more(sshd: Sshd) -> None:
+    """ServerAliveInterval: the server's process is stopped."""
+    process = spawn(
+        sshd, "-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=1", HOST, "echo pid $PPID; sleep 60"
+    )
+    process.wait_output("pid ", 20)
+    pid = int(process.output().split("pid ")[1].split()[0])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        process.wait_output("not responding", 20)
+        assert process.wait(10) == 255
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_verbose_shows_where_it_goes(sshd: Sshd, tmp_path: Path) -> None:
+    done = run(sshd, "-v", HOST, "true")
+    assert b"debug1: Connecting to 127.0.0.1 [127.0.0.1] port 22." in done.stderr
+    log = tmp_path / "log"
+    done = run(sshd, "-vv", "-E", str(log), HOST, "true")
+    assert done.stderr == b""
+    assert "debug1: Offering public key" in log.read_text()
+
+
+def test_print_config_and_version(sshd: Sshd) -> None:
+    done = run(sshd, "-G", "-l", "me", ADDRESS)
+    assert b"\nuser me\n" in done.stdout
+    assert run(sshd, "-V").stdout.startswith(b"pqtun ")
+    assert b"--direct" in run(sshd, "--help").stdout
+
+
+def test_local_command(sshd: Sshd, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    flags = ["-o", f"LocalCommand=echo %h %r > {mark}"]
+    assert run(sshd, *flags, HOST, "true").returncode == 0
+    assert not mark.exists()
+    assert run(sshd, "-o", "PermitLocalCommand=yes", *flags, HOST, "true").returncode == 0
+    assert mark.read_text() == "127.0.0.1 root\n"
+
+
+def test_sockets_left_in_the_way(sshd: Sshd, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+    flags = ["-o", "ExitOnForwardFailure=yes", "-L", f"{path}:127.0.0.1:{ECHO_PORT}"]
+    assert run(sshd, *flags, HOST, "true").returncode == 255
+    assert run(sshd, *flags, "-o", "StreamLocalBindUnlink=yes", HOST, "true").returncode == 0
