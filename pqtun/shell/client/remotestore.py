@@ -21,6 +21,10 @@ SMALLEST_BLOCK: Final = 32 << 10  # what every server takes (draft-ietf-secsh-fi
 LARGEST_BLOCK: Final = 255 << 10  # OpenSSH's limit, and as fast as any larger one
 SUBSYSTEM: Final = "sftp"
 
+# OpenSSH's sftp-server takes the paths of a link the other way round than the draft has them. asyncssh knows it by the
+# name of the SSH server, but TinySSH, which has no SFTP of its own, starts it too.
+_TINYSSH: Final = "tinyssh"
+
 
 async def open_sftp(connection: asyncssh.SSHClientConnection, server: str = SUBSYSTEM) -> asyncssh.SFTPClient:
     """Start SFTP on a connection; `server` is a subsystem's name or the path of a program. Paths are bytes.
@@ -33,9 +37,12 @@ async def open_sftp(connection: asyncssh.SSHClientConnection, server: str = SUBS
             encoding=None, window=WINDOW, max_pktsize=MAX_PACKET, request_pty=False, **named
         )
         loop = asyncio.get_running_loop()
-        return await start_sftp_client(connection, loop, "backslashreplace", reader, writer, None, "strict", 3)
+        sftp = await start_sftp_client(connection, loop, "backslashreplace", reader, writer, None, "strict", 3)
     except (*FILE_FAULTS, EOFError) as error:
         raise UserError(f"no SFTP on this connection: {reason(error)}") from None
+    if _TINYSSH in str(connection.get_extra_info("server_version", "")).lower():
+        sftp._handler._nonstandard_symlink = True
+    return sftp
 
 
 def entry_of(attributes: asyncssh.SFTPAttrs) -> Entry:

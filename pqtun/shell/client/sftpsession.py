@@ -257,6 +257,8 @@ class Session:
         entry = await self.store.stat(old)
         if entry.kind not in (Kind.FILE, Kind.UNKNOWN):
             raise CopyFault(f"{printable(old)}: not a regular file")
+        if await self.store.exists(new) and await self.store.identity(old) == await self.store.identity(new):
+            raise CopyFault(f"{printable(new)} is the same file")
         if self.store.sftp.supports_remote_copy:
             source = await self.store.sftp.open(old, asyncssh.FXF_READ, encoding=None, block_size=0)
             async with source:

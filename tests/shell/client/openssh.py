@@ -88,7 +88,9 @@ class OwnServer:
         self,
         sftp: Callable[[asyncssh.SSHServerChannel], asyncssh.SFTPServer] | None = None,
         command: Callable[[asyncssh.SSHServerProcess[bytes]], Awaitable[None]] | None = None,
+        version: str = "honest",
     ) -> None:
+        self._version = version
         self._sftp = sftp
         self._command = command
         self._key = asyncssh.generate_private_key("ssh-ed25519")
@@ -107,6 +109,7 @@ class OwnServer:
                 server_host_keys=[self._key],
                 process_factory=self._command,
                 sftp_factory=self._sftp or False,
+                server_version=self._version,
                 encoding=None,
                 config=None,
             )
