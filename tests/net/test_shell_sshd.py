@@ -204,6 +204,10 @@ def test_what_processes_may(host: Host, session: EchoSession) -> None:
     limits = Path(f"/proc/{worker}/limits").read_text()
     assert "Max processes             0 " in limits
     assert "Max core file size        0 " in limits
+    for space in ("net", "pid"):  # it sees no network and no process but its own
+        spaces = [os.readlink(f"/proc/{pid}/ns/{space}") for pid in (worker, monitor, users, host.service.pid)]
+        assert spaces[0] not in spaces[1:]
+        assert len(set(spaces[1:])) == 1
     for pid in (worker, users):
         kinds = {os.readlink(path).split("[")[0] for path in Path(f"/proc/{pid}/fd").iterdir() if int(path.name) > 2}
         assert kinds <= {"socket:", "pipe:", "anon_inode:"}
@@ -211,7 +215,7 @@ def test_what_processes_may(host: Host, session: EchoSession) -> None:
     assert {int(lines[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0}
     assert set(map(int, lines["Groups"].split())) == host.users.gids(host.alice)
     # Only the worker has the connection.
-    sockets = Path(f"/proc/{worker}/net/tcp").read_text()
+    sockets = Path(f"/proc/{host.service.pid}/net/tcp").read_text()
     inodes = {f"socket:[{line.split()[9]}]" for line in sockets.splitlines()[1:]}
     for pid, has in ((worker, True), (monitor, False), (users, False), (host.service.pid, False)):
         connected = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()} & inodes

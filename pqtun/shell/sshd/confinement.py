@@ -1,10 +1,12 @@
 """How the processes that hold keys or parse what the network sends are kept from everything else (chroot(2))."""
 
+import contextlib
 import ctypes
+import errno
 import os
 import pwd
 import resource
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from struct import Struct
 from typing import Final
@@ -19,6 +21,10 @@ _DESCRIPTORS_A_CHANNEL: Final = 4
 # linux/prctl.h, linux/capability.h
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_CLONE_NEWPID: Final = 0x20000000  # linux/sched.h
+_CLONE_NEWNET: Final = 0x40000000
+# A container may forbid namespaces, and a kernel may have none.
+_NO_NAMESPACES: Final = (errno.EPERM, errno.EINVAL, errno.ENOSPC, errno.ENOSYS)
 _CAPABILITY_HEADER: Final = Struct("Ii").pack(0x20080522, 0)  # version 3, this thread
 _NO_CAPABILITIES: Final = bytes(24)
 
@@ -36,12 +42,60 @@ def empty_directory(run: Path) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """What is forked within sees no process but itself, so that it can signal none, where the kernel allows that."""
+    try:
+        own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        separate = _call("unshare", _CLONE_NEWPID)
+        try:
+            yield
+        finally:
+            if separate:
+                _call("setns", own, _CLONE_NEWPID)
+    finally:
+        os.close(own)
+
+
+def leave_network() -> None:
+    """Get a network namespace without any network, where the kernel allows that."""
+    _call("unshare", _CLONE_NEWNET)
+
+
+def network_of(pid: int) -> int | None:
+    """Return a descriptor of another process's network namespace; None if it is the own one, or cannot be had."""
+    try:
+        fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        if os.path.samestat(os.fstat(fd), os.stat("/proc/self/ns/net")):
+            os.close(fd)
+            return None
+    except OSError:
+        return None
+    return fd
+
+
+def _call(name: str, *arguments: int) -> bool:
+    """unshare(2) and setns(2); whether it could be done. Raises OSError if that is strange."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc[name](*arguments) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code not in _NO_NAMESPACES:
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+    return False
+
+
 def shut_in(root: Path, keep: Collection[int]) -> None:
     """Stay root, whom no other user's process may trace or signal, but without any of its powers, files or directories.
 
     Raises OSError if the kernel refuses a step.
     """
     close_all_but(keep)
+    leave_network()
     os.chroot(root)
     os.chdir("/")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -54,12 +108,15 @@ def shut_in(root: Path, keep: Collection[int]) -> None:
         raise OSError(ctypes.get_errno(), "cannot give privileges up")
 
 
-def confine(user: pwd.struct_passwd, root: Path, keep: Collection[int], *, channels: int) -> None:
+def confine(user: pwd.struct_passwd, root: Path, keep: Collection[int], *, network: int | None, channels: int) -> None:
     """Become ``user`` without any privilege, with an empty directory for a root, and no new processes or threads.
 
-    Raises UserError if capabilities are left, OSError if the kernel refuses a step.
+    ``network``: a descriptor of the network namespace to be in; connections that there are go on. Raises UserError if
+    capabilities are left, OSError if the kernel refuses a step.
     """
     parent = os.getppid()
+    if network is not None:
+        _call("setns", network, _CLONE_NEWNET)
     close_all_but(keep)
     privilege.drop(user, root)
     privilege.die_with_parent(parent)

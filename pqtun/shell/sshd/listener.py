@@ -299,10 +299,11 @@ class Listener:
         self, sock: socket.socket, client: IPv4Address, login: Login, link: Link, signing: socket.socket
     ) -> None:
         """The monitor's process. Everything of the listener's is closed; its objects stay referred to, and unused."""
-        confinement.close_all_but([sock.fileno(), link.fileno(), signing.fileno()])
+        keep = [sock.fileno(), link.fileno(), signing.fileno()]
+        confinement.close_all_but(keep if self._workers.network is None else [*keep, self._workers.network])
         resource.setrlimit(resource.RLIMIT_NOFILE, self._descriptors)
         worker = monitor.start_worker(self._workers, sock)
-        sock.close()
+        confinement.close_all_but([link.fileno(), signing.fileno(), worker.calls.fileno(), worker.signing.fileno()])
         Monitor(worker, login, client, Authentication(login.settings), link, signing).run()
 
     def _take(self, number: int, known: _Monitor) -> None:

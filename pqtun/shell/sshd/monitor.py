@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 from typing import Any, Final
 
 from pqtun.rates.buckets import TokenBucket
-from pqtun.shell.sshd import host, identity, loginrecords, messages, process, signer
+from pqtun.shell.sshd import confinement, host, identity, loginrecords, messages, process, signer
 from pqtun.shell.sshd.accounts import Account
 from pqtun.shell.sshd.authentication import Authentication
 from pqtun.shell.sshd.limits import LOGIN_SECONDS, MAX_ATTEMPTS
@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 REFUSAL_SECONDS: Final = 0.05
 GRACE_SECONDS: Final = 5.0  # beyond LOGIN_SECONDS, then a monitor that waits for something is killed (SIGALRM)
 HOST_SECONDS: Final = 10.0  # that the user's process may take to end after its connection, then it is killed
-SIGNATURES: Final = 8.0  # at once, and one a second: a connection has its keys renewed once an hour or once a gigabyte
+# At once, and a second; more have to wait. Keys are renewed once an hour or once a gigabyte, but clients may want more.
+SIGNATURES: Final = 50.0
+SIGNATURES_A_SECOND: Final = 10.0
 RECORDS: Final = 200.0  # lines in the audit file at once, and RECORDS_A_SECOND: a user must not fill the disk
 RECORDS_A_SECOND: Final = 20.0
 EVENTS: Final = frozenset(("command", "shell", "subsystem", "forward", "transfer", "refused"))
@@ -56,7 +58,7 @@ def start_worker(workers: Workers, sock: socket.socket) -> Worker:
     """Fork the worker of a connection, before anything is in memory that it should not have. Raises OSError."""
     calls, their_calls = messages.pair()
     signing, their_signing = messages.pair()
-    with their_calls, their_signing:
+    with their_calls, their_signing, confinement.apart():
         pid = process.start("sshd: worker", lambda: workers.run(sock, their_calls, their_signing))
     return Worker(pid, calls, signing)
 
@@ -92,7 +94,7 @@ class Monitor:
         self._signing = signing
         now = time.monotonic()
         self._deadline = now + LOGIN_SECONDS
-        self._signatures = TokenBucket(1.0, SIGNATURES, now)
+        self._signatures = TokenBucket(SIGNATURES_A_SECOND, SIGNATURES, now)
         self._records = TokenBucket(RECORDS_A_SECOND, RECORDS, now)
         self._lost_records = 0
         self._session_id: bytes | None = None
@@ -195,8 +197,10 @@ class Monitor:
 
     def _sign(self, message: dict[str, Any]) -> Answer:
         data = messages.decode_bytes(message.get("data"))
-        if len(data) not in signer.HASH_BYTES or not self._signatures.take(time.monotonic()):
+        if len(data) not in signer.HASH_BYTES:
             raise Refused("not signed")
+        while not self._signatures.take(time.monotonic()):
+            time.sleep(1 / SIGNATURES_A_SECOND)
         try:
             signature = signer.ask(self._signing, str(message.get("algorithm")), data)
         except (OSError, EOFError):

@@ -39,7 +39,8 @@ def run(settings: SshdSettings, deliver_to: IPv4Address | None) -> int:
         try:
             if settings.pam is not None and not pamsession.available(settings.pam):
                 log.warning("there is no PAM, or no service %s: pqtun checks accounts itself", settings.pam)
-            workers = Workers(settings, user, empty, signer.keys)
+            network = confinement.network_of(signer.pid)
+            workers = Workers(settings, user, empty, signer.keys, network)
             audit = None if settings.audit is None else AuditLog(settings.audit)
             try:
                 _warm_up()

@@ -28,6 +28,7 @@ class Workers:
     user: pwd.struct_passwd
     empty: Path  # their root
     keys: Sequence[PublicKey]
+    network: int | None  # descriptor of a network namespace without any network
     signing: socket.socket | None = None  # in a worker, its own
     options: asyncssh.SSHServerConnectionOptions | None = None
 
@@ -43,7 +44,7 @@ class Workers:
         """Serve a connection until it ends, in a process of its own, which root has just forked."""
         keep = [one.fileno() for one in (sock, calls, signing)]
         confinement.limit_memory()
-        confinement.confine(self.user, self.empty, keep, channels=self.settings.max_channels)
+        confinement.confine(self.user, self.empty, keep, network=self.network, channels=self.settings.max_channels)
         _be_quiet()
         self.signing = signing
         asyncio.run(self._serve(sock, calls))

@@ -67,18 +67,14 @@ def test_what_is_no_message_ends_the_connection(people: World, which: str, data:
     people.call(body)
 
 
-def test_only_hashes_are_signed_and_not_many(people: World) -> None:
+def test_only_hashes_are_signed(people: World) -> None:
     def body() -> None:
         with Rig() as rig:
             for length in (0, 1, 20, 31, 33, 63, 65, 100, 2000):
                 assert rig.sign(bytes(length)) == {"id": 0, "error": "not signed"}
             assert rig.sign(algorithm="ssh-rsa") == {"id": 0, "error": "malformed"}
-            count = 0
-            while "signature" in (answer := rig.sign()):
-                count += 1
-                assert count <= SIGNATURES + PATIENCE
-            assert answer == {"id": 0, "error": "not signed"}
-            assert count >= SIGNATURES - 2
+            for number in range(int(SIGNATURES) + 3):  # the last ones have to wait
+                assert "signature" in rig.sign(), number
 
     people.call(body)
 
