@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -69,10 +70,12 @@ def children(process: Process) -> set[int]:
     """The processes of the service but the first."""
     found, queue = set(), [process.pid]
     while queue:
-        for listing in Path(f"/proc/{queue.pop()}/task").glob("*/children"):
-            pids = set(map(int, listing.read_text().split()))
-            found |= pids
-            queue += pids
+        pid = queue.pop()
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+                pids = set(map(int, listing.read_text().split()))
+                found |= pids
+                queue += pids
     return found
 
 
