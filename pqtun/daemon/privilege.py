@@ -1,6 +1,7 @@
 """Gives up root for good in the worker process (capabilities(7), prctl(2))."""
 
 import ctypes
+import functools
 import os
 import pwd
 import resource
@@ -58,9 +59,13 @@ def find_user(name: str) -> pwd.struct_passwd:
     return entry
 
 
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _prctl(option: int, argument: int, *, may_fail: bool = False) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, argument, 0, 0, 0) != 0 and not may_fail:
+    if _libc().prctl(option, argument, 0, 0, 0) != 0 and not may_fail:
         code = ctypes.get_errno()
         raise OSError(code, f"prctl {option}: {os.strerror(code)}")
 

@@ -7,12 +7,15 @@ from typing import Any, Final
 import asyncssh
 from asyncssh.connection import SSHServerConnection
 from asyncssh.constants import DISC_NO_MORE_AUTH_METHODS_AVAILABLE, OPEN_RESOURCE_SHORTAGE
+from asyncssh.crypto import MLKEM, Curve25519DH
+from asyncssh.encryption import get_encryption, get_encryption_params
 from asyncssh.misc import ChannelOpenError, DisconnectError
 from asyncssh.packet import String
 
 import pqtun
 from pqtun.daemon.settings import SshdSettings
 from pqtun.shell import ssh
+from pqtun.shell.sntrup import Sntrup761
 from pqtun.shell.sshd import messages
 from pqtun.shell.sshd.channels import Channels
 from pqtun.shell.sshd.hostkeys import PublicKey
@@ -93,6 +96,16 @@ def options(settings: SshdSettings, keys: Sequence[PublicKey], sign: Sign) -> as
         sftp_factory=None,
         allow_scp=False,
     )
+
+
+def warm_up() -> None:
+    """Use each algorithm once, so that what is loaded and set up at first use is there: workers cannot open files."""
+    for kem in (MLKEM(b"mlkem768"), Sntrup761(b"sntrup761")):
+        kem.encaps(kem.get_public())
+    Curve25519DH().get_shared(Curve25519DH().get_public())
+    for name in map(str.encode, ssh.CIPHERS):
+        key_bytes, nonce_bytes, *_ = get_encryption_params(name)
+        get_encryption(name, bytes(key_bytes), bytes(nonce_bytes)).encrypt_packet(0, bytes(4), bytes(16))
 
 
 class Owner(asyncssh.SSHServer):

@@ -63,9 +63,12 @@ def _ready() -> None:
 
 def _warm_up() -> None:
     """Have everything in memory that connections need: workers cannot open files, and forks share what is there."""
+    from pqtun.shell.sshd import connection
+
     for name in ("idna", "utf-8", "ascii", "latin-1", "unicode_escape"):
         codecs.lookup(name)
     asyncio.new_event_loop().close()
+    connection.warm_up()
     gc.collect()
     gc.freeze()  # so that a child's collector does not write to, and so copy, what it shares
 
