@@ -203,7 +203,8 @@ class _Host:
     # -- sessions --------------------------------------------------------------------------------
 
     def _start(self, question: dict[str, Any]) -> tuple[dict[str, object], list[int]]:
-        if len(self._children) > self._login.settings.max_channels:
+        running = sum(child.session is not None for child in self._children.values())
+        if running >= self._login.settings.max_channels:
             raise Refused("too many sessions")
         kind, command = _asked_for(question)
         pty = None if question.get("pty") is None else pseudoterminal.Request.from_json(question["pty"])

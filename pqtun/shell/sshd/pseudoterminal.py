@@ -26,7 +26,6 @@ _OLCUC: Final = 0o2
 
 _IFLAG: Final = 0
 _OFLAG: Final = 1
-_CFLAG: Final = 2
 _LFLAG: Final = 3
 _CC: Final = 6
 
@@ -80,11 +79,8 @@ _FLAGS: Final = {
     73: (_OFLAG, termios.OCRNL),
     74: (_OFLAG, termios.ONOCR),
     75: (_OFLAG, termios.ONLRET),
-    90: (_CFLAG, termios.CS7),
-    91: (_CFLAG, termios.CS8),
-    92: (_CFLAG, termios.PARENB),
-    93: (_CFLAG, termios.PARODD),
 }
+# CS7, CS8, PARENB and PARODD (90 to 93) are no matter of a pseudo-terminal, which always has 8 bits and no parity.
 # Only speeds that Python's termios names: any other is left as it is.
 _SPEEDS: Final = {
     int(name[1:]): getattr(termios, name) for name in dir(termios) if name[0] == "B" and name[1:].isdigit()
@@ -187,11 +183,6 @@ def _set_mode(attributes: list[object], opcode: int, value: int) -> None:
         field, bit = _FLAGS[opcode]
         flags = attributes[field]
         assert isinstance(flags, int)
-        # CS7 and CS8 are values of the field CSIZE; the bits of CS8 hold those of CS7.
-        if bit in (termios.CS7, termios.CS8) and field == _CFLAG:
-            if value:
-                attributes[field] = flags & ~termios.CSIZE | bit
-        else:
-            attributes[field] = flags | bit if value else flags & ~bit
+        attributes[field] = flags | bit if value else flags & ~bit
     elif opcode in (_ISPEED, _OSPEED) and value in _SPEEDS:
         attributes[4 if opcode == _ISPEED else 5] = _SPEEDS[value]

@@ -205,6 +205,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
             self._sink = Sink(self._fds[0], self._channel, self._finish_pipe)
             outputs = [(self._fds[1], self._channel.write), (self._fds[2], self._channel.write_stderr)]
         self._sources = [Source(fd, congestion, write, self._output_ended) for fd, write in outputs]
+        if self._outcome is not None:
+            self.exited(self._outcome)  # before we came to this
         if self._paused:
             self.pause_writing()
 
@@ -275,8 +277,14 @@ class Session(asyncssh.SSHServerSession[bytes]):
     # -- its end ---------------------------------------------------------------------------------
 
     def exited(self, outcome: dict[str, Any]) -> None:
-        """The program has ended, maybe with output that is still to be sent."""
+        """The program has ended, maybe with output that is still to be sent.
+
+        As with sshd, a terminal's session ends with it; on pipes it goes on until all who hold them have ended.
+        """
         self._outcome = outcome
+        if self._tty is not None:
+            for source in self._sources:
+                source.finish()
         self._report()
 
     def _output_ended(self) -> None:

@@ -56,6 +56,7 @@ class Source:
         self._loop = asyncio.get_running_loop()
         self._paused = False
         self._reading = False
+        self._last = False
         self._size = MIN_READ
         self.open = True
         self.total = 0  # bytes that were read
@@ -80,12 +81,27 @@ class Source:
         elif self._reading and not wanted:
             self._loop.remove_reader(self._fd)
         self._reading = wanted
+        if wanted and self._last:
+            self._loop.call_soon(self._read_last)
+
+    def finish(self) -> None:
+        """What can be read now is the last, even if something still holds the other end."""
+        self._last = True
+        self.update()
+
+    def _read_last(self) -> None:
+        if self._reading:
+            self._readable()
+        if self._reading:
+            self._loop.call_soon(self._read_last)
 
     def _readable(self) -> None:
         try:
             data = os.read(self._fd, self._size)
-        except (BlockingIOError, InterruptedError):
-            return
+        except BlockingIOError:
+            if not self._last:
+                return
+            data = b""
         except OSError:
             data = b""  # EIO: the last process has closed the pseudo-terminal; ECONNRESET: as good as the end
         if not data:
@@ -132,7 +148,7 @@ class Sink:
 
     def write(self, data: bytes) -> None:
         """Write, now or later; nothing after the end, or where nobody reads any more."""
-        if self._ending or self._finished:
+        if self._ending or self._finished or not data:
             return
         if not self._queue:
             done = self._write([data])
@@ -163,7 +179,7 @@ class Sink:
     def _write(self, parts: list[bytes]) -> int:
         try:
             done = os.writev(self._fd, parts)
-        except (BlockingIOError, InterruptedError):
+        except BlockingIOError:
             return 0
         except OSError:
             self._done()  # nobody reads it; what still comes is dropped, as by sshd

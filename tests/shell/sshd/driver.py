@@ -7,6 +7,7 @@ that parses the network is nobody's.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
 import logging
 import os
@@ -14,14 +15,15 @@ import signal
 import socket
 import subprocess
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from pqtun.daemon.settings import SshdSettings
 from pqtun.shell import ssh
+from tests.shell.sshd.world import World
 
 ssh.prepare()
 
@@ -36,8 +38,40 @@ from pqtun.shell.sshd.permission import Permission  # noqa: E402
 NOBODY = 65534
 OPTIONS = (
     *("-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"),
-    *("-o", "GlobalKnownHostsFile=/dev/null", "-o", "IdentityAgent=none", "-o", "ForwardX11Timeout=0"),
+    *("-o", "GlobalKnownHostsFile=/dev/null", "-o", "ForwardX11Timeout=0"),
 )
+
+
+HOST = "127.0.0.1"
+SECONDS = 40  # a test in the world takes no longer, or tells where it stands and ends
+
+T = TypeVar("T")
+
+
+def run(world: World, body: Callable[[], T]) -> T:
+    """Run a test's body in the world, with its network up."""
+
+    def inside() -> T:
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        return body()
+
+    return world.call(inside)
+
+
+def processes(name: str) -> list[int]:
+    """Those of this world, which has a network of its own, whose command line has `name`, and not this one."""
+    world = os.stat("/proc/self/ns/net").st_ino
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if not entry.name.isdigit() or (entry / "ns" / "net").stat().st_ino != world:
+                continue
+            if name.encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            pass  # ended meanwhile
+    return [pid for pid in found if pid != os.getpid()]
 
 
 def permission(**options: Any) -> Permission:
@@ -104,7 +138,11 @@ class Server:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run OpenSSH's client; `arguments` begin with its options."""
         return subprocess.run(
-            self.command(*arguments), input=stdin, capture_output=True, timeout=timeout, env={**os.environ, **(env or {})}
+            self.command(*arguments),
+            input=stdin,
+            capture_output=True,
+            timeout=timeout,
+            env={**os.environ, "SSH_AUTH_SOCK": "", **(env or {})},
         )
 
     def command(self, *arguments: str) -> list[str]:
@@ -208,3 +246,15 @@ class Owner(asyncssh.SSHServer):
 
     def unix_server_requested(self, listen_path: str) -> Any:
         return self.channels.unix_server_requested(listen_path)
+
+
+def connected(server: Server, body: Callable[[asyncssh.SSHClientConnection], Coroutine[Any, Any, None]]) -> None:
+    """Run something on a connection of asyncssh's client."""
+
+    async def run() -> None:
+        async with asyncssh.connect(
+            HOST, server.port, username=server.user, known_hosts=None, config=None, client_keys=None, agent_path=None
+        ) as connection:
+            await asyncio.wait_for(body(connection), 30)
+
+    asyncio.run(run())
