@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         if command.help:
             print(USAGE)
             return 0
-        return asyncio.run(_interruptible(command))
+        return _run_to_end(command)
     except UserError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return FAILURE
@@ -40,23 +40,26 @@ def main(arguments: Sequence[str]) -> int:
         return INTERRUPTED
 
 
-async def _interruptible(command: "ScpCommand") -> int:
-    """Copy; at SIGTERM and SIGHUP say what is not whole, as at ^C."""
-    copying = asyncio.ensure_future(_run(command))
+def _run_to_end(command: "ScpCommand") -> int:
+    """Copy; at ^C, SIGTERM and SIGHUP say what is not whole."""
+    from pqtun.shell.client.loopthread import close_loop
+
+    loop = asyncio.new_event_loop()
+    copying = loop.create_task(_run(command))
     ended_by: list[int] = []
 
     def end(number: int) -> None:
         ended_by.append(number)
         copying.cancel()
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, end, number)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, end, number)
     try:
-        return await copying
+        return loop.run_until_complete(copying)
     except asyncio.CancelledError:
-        if not ended_by:
-            raise
         return 128 + ended_by[0]
+    finally:
+        close_loop(loop)  # after a ^C at a question, too, which leaves everything as it is
 
 
 async def _run(command: "ScpCommand") -> int:

@@ -71,11 +71,7 @@ class LoopThread:
     def close(self) -> None:
         """End the loop."""
         self._pause()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.close()
+        close_loop(self._loop)
 
     def _pause(self) -> None:
         if self._thread is not None:
@@ -86,3 +82,21 @@ class LoopThread:
     def _resume(self) -> None:
         self._thread = threading.Thread(target=self._loop.run_forever, name="loop", daemon=True)
         self._thread.start()
+
+
+def close_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """End what still runs in a loop, and the loop. Unlike asyncio.run, also after a KeyboardInterrupt in a task."""
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    for _ in tasks:
+        try:
+            loop.run_until_complete(asyncio.wait(tasks, timeout=PATIENCE))
+            break
+        except KeyboardInterrupt:
+            continue  # it comes out of each task that awaited the one in which it was raised
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            task.exception()  # which has been told, or does not matter any more
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()

@@ -53,7 +53,7 @@ class InetdSshd:
         self._config.write_text(
             f"HostKey {directory / 'host'}\nAuthorizedKeysFile {directory / 'user.pub'}\nPidFile none\n"
             "UsePAM no\nStrictModes no\nPermitRootLogin prohibit-password\nPrintMotd no\nPrintLastLog no\n"
-            "Subsystem sftp internal-sftp\n"
+            f"Subsystem sftp internal-sftp\nSetEnv HOME={directory}\n"  # no start-up files of the user's shell
         )
         self.processes: list[subprocess.Popen[bytes]] = []
 
