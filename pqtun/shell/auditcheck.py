@@ -4,14 +4,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from pqtun.protocol.errors import UserError
 from pqtun.shell.audit import head_path
 from pqtun.shell.auditline import HEAD_BYTES, MAX_LINE_BYTES, NO_HASH, Head, Line, LineError, decode
 
 _TRIES: Final = 3
-"""A log that is being written to may be caught between two writes."""
+"""A log that is being written to may be caught in the middle of a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +54,28 @@ def verify(path: Path, contains: str | None = None) -> Report:
 
 
 def _verify(path: Path, head: Head | None, contains: str | None) -> Report:
-    report = Report(_files(path))
-    check = _Check(report, head, contains)
-    for file in report.files:
-        for number, text in enumerate(_texts(file), 1):
-            wrong = check.line(file, text, number == 1)
-            if wrong:
-                report.problem = Problem(file, number, wrong)
+    with _open(path) as current:  # which stays the same file if it is put aside meanwhile
+        report = Report(_files(path, current))
+        check = _Check(report, head, contains)
+        for file in report.files[:-1]:
+            with _open(file) as older:
+                report.problem = _read(file, older, check)
+            if report.problem:
                 return report
-    wrong = check.end(_read_head(path))
+        report.problem = _read(path, current, check)
+    wrong = None if report.problem else check.end(_read_head(path))
     if wrong:
         report.problem = Problem(path, 0, wrong)
     return report
+
+
+def _read(file: Path, opened: BinaryIO, check: "_Check") -> Problem | None:
+    opened.seek(0)
+    for number, text in enumerate(_texts(file, opened), 1):
+        wrong = check.line(text)
+        if wrong:
+            return Problem(file, number, wrong)
+    return None
 
 
 class _Check:
@@ -77,13 +87,13 @@ class _Check:
         self._contains = contains
         self._before: Line | None = None
 
-    def line(self, file: Path, text: bytes, first_of_file: bool) -> str | None:
+    def line(self, text: bytes) -> str | None:
         """What is wrong with the next line, or None."""
         try:
             line = decode(text)
         except LineError as error:
             return str(error)
-        wrong = self._begins(line) if self._before is None else self._follows(self._before, line, first_of_file)
+        wrong = self._begins(line) if self._before is None else self._follows(self._before, line)
         if wrong:
             return wrong
         if self._head and line.sequence == self._head.sequence and line.hash != self._head.hash:
@@ -95,7 +105,7 @@ class _Check:
         if line.hash == self._contains:
             self._contains = None
         self._before = line
-        return self._says(file, line)
+        return self._says(line)
 
     def _begins(self, line: Line) -> str | None:
         if line.sequence == 1 and line.previous == NO_HASH:
@@ -107,7 +117,7 @@ class _Check:
             return None  # which `_says` reports
         return f"lines 1 to {line.sequence - 1} are missing before it"
 
-    def _follows(self, before: Line, line: Line, first_of_file: bool) -> str | None:
+    def _follows(self, before: Line, line: Line) -> str | None:
         expected = before.sequence + 1
         if line.sequence > expected:
             return f"{_lines(expected, line.sequence - 1)} missing before it"
@@ -115,11 +125,9 @@ class _Check:
             return f"it is line {line.sequence}, where line {expected} belongs: moved, repeated or put in"
         if line.previous != before.hash:
             return f"it does not continue line {before.sequence} as that is now: one of the two was replaced"
-        if (before.log_action() == "rotated") != first_of_file:
-            return "lines were moved from one file to another"
         return None
 
-    def _says(self, file: Path, line: Line) -> str | None:
+    def _says(self, line: Line) -> str | None:
         log = line.about.get("log")
         match line.log_action():
             case "missing" if log and log.get("head"):
@@ -158,20 +166,21 @@ def _lines(first: int, last: int) -> str:
     return f"line {first} is" if first == last else f"lines {first} to {last} are"
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path, current: BinaryIO) -> list[Path]:
     """The log's files that are there, oldest first: each one's first line names the one before it."""
-    files = [path]
-    while (name := _file_before(files[0], path)) is not None:
-        older = path.with_name(name)
-        if older in files or not older.exists():
-            break
-        files.insert(0, older)
-    return files
+    files, name = [path], _file_before(path, path, current)
+    seen = {path.name}
+    while name is not None and name not in seen and (older := path.with_name(name)).exists():
+        files.append(older)
+        seen.add(name)
+        with _open(older) as opened:
+            name = _file_before(older, path, opened)
+    return files[::-1]
 
 
-def _file_before(file: Path, path: Path) -> str | None:
+def _file_before(file: Path, path: Path, opened: BinaryIO) -> str | None:
     try:
-        log = decode(next(_texts(file), b"")).about.get("log")
+        log = decode(next(_texts(file, opened), b"")).about.get("log")
     except LineError:
         return None
     name = log.get("file") if isinstance(log, dict) else None
@@ -179,12 +188,18 @@ def _file_before(file: Path, path: Path) -> str | None:
     return name if isinstance(name, str) and name.startswith(base + ".") and name == os.path.basename(name) else None
 
 
-def _texts(file: Path) -> Iterator[bytes]:
+def _open(file: Path) -> BinaryIO:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _texts(file: Path, opened: BinaryIO) -> Iterator[bytes]:
     """The lines of a file, with their newlines; one that is too long comes in pieces."""
     try:
-        with file.open("rb") as opened:
-            while text := opened.readline(MAX_LINE_BYTES):
-                yield text
+        while text := opened.readline(MAX_LINE_BYTES):
+            yield text
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
 

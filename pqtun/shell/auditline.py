@@ -61,7 +61,7 @@ def encode(sequence: int, now: float, previous: str, about: Mapping[str, object]
     """The line with its newline, and its hash. `now` in seconds since 1970; `about` as `bounded` left it."""
     time = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     record = {"sequence": sequence, "time": time, "previous": previous, **about}
-    text = json.dumps(record, separators=(",", ":"), allow_nan=False).replace("\x7f", "\\u007f")
+    text = json.dumps(record, separators=(",", ":"), allow_nan=False)
     body = text[:-1].encode("ascii")
     digest = _digest(body)
     return b'%s,"hash":"%s"}\n' % (body, digest.encode()), digest

@@ -81,6 +81,8 @@ def test_intervals():
         "2026010١Z:forever",
         "00010101Z:forever",
         "a:b:c",
+        "20260101Z:20260101Z",
+        "+99999999999999999w",
     ],
 )
 def test_no_interval(text):
