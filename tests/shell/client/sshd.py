@@ -31,7 +31,6 @@ class Sshd:
             "StrictModes no\nPermitRootLogin prohibit-password\nPasswordAuthentication no\n"
             "KbdInteractiveAuthentication no\nUseDNS no\nPrintMotd no\nPrintLastLog no\nLogLevel VERBOSE\n"
             "MaxSessions 64\nAcceptEnv SHARED_*\nSubsystem sftp internal-sftp\n"
-            f"SetEnv HOME={directory}\n"  # the start-up files of root's shell may do anything
         )
         self.process: Process
         self.start()

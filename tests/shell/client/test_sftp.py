@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.net.lab import Lab
 from tests.net.process import LabError, wait_until
 from tests.shell.client.sshd import ADDRESS, PORT, Sshd
 from tests.shell.client.terminals import Terminal
@@ -59,6 +60,19 @@ class Client:
     def terminal(self, program: str, *arguments: str, columns: int = 80) -> Terminal:
         argv = ["env", "-C", str(self.here), *self.argv(program, *arguments)]
         return Terminal(argv, columns=columns)
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """An sshd whose commands do not begin with the start-up files of root's shell, which may do anything."""
+    with Lab() as lab:
+        directory = Path(tmp_path_factory.mktemp("sshd"))
+        server = Sshd(lab, lab.namespace("files"), directory)
+        with (directory / "sshd_config").open("a") as config:
+            config.write(f"SetEnv HOME={directory}\n")
+        server.kill()
+        server.start()
+        yield server
 
 
 @pytest.fixture
