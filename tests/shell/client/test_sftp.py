@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ class Client:
     def __init__(self, sshd: Sshd, home: Path) -> None:
         self.sshd = sshd
         self.there, self.here = home / "there", home / "here"
+        self.key, self.batch_mode = sshd.key, "yes"
         for directory in (self.there, self.here):
             directory.mkdir()
         self._env = {
@@ -41,8 +43,8 @@ class Client:
 
     def argv(self, program: str, *arguments: str) -> list[str]:
         main = f"import sys; from pqtun.cli.main import main; sys.exit(main(['{program}', *sys.argv[1:]]))"
-        options = ["--direct", "-P", str(PORT), "-F", "none", "-i", str(self.sshd.key)]
-        for name in ("BatchMode=yes", "StrictHostKeyChecking=yes", "IdentitiesOnly=yes"):
+        options = ["--direct", "-P", str(PORT), "-F", "none", "-i", str(self.key)]
+        for name in (f"BatchMode={self.batch_mode}", "StrictHostKeyChecking=yes", "IdentitiesOnly=yes"):
             options += ["-o", name]
         options += ["-o", f"UserKnownHostsFile={self.sshd.known_hosts}", "-o", "GlobalKnownHostsFile=/dev/null"]
         env = ["env", "-i", *(f"{name}={value}" for name, value in self._env.items())]
@@ -278,6 +280,29 @@ def test_completion_and_history(client: Client, typing: Terminal) -> None:
     typing.type("bye\n")
     assert typing.wait() == 0
     assert not typing.raw
+
+
+@pytest.mark.parametrize("program", ["sftp", "scp"])
+def test_an_interrupt_at_a_question_leaves_a_clean_terminal(client: Client, tmp_path: Path, program: str) -> None:
+    client.key, client.batch_mode = tmp_path / "key", "no"
+    shutil.copy(client.sshd.key, client.key)
+    subprocess.run(["ssh-keygen", "-q", "-p", "-N", "secret", "-f", str(client.key)], check=True, capture_output=True)
+    (client.there / "file").write_text("content")
+    arguments = {"sftp": (f"root@{ADDRESS}",), "scp": (f"root@{ADDRESS}:{client.there}/file", ".")}[program]
+    with client.terminal(program, *arguments) as terminal:
+        terminal.wait_for("passphrase")
+        terminal.type("\x03")
+        assert terminal.wait() == 128 + signal.SIGINT
+        assert not terminal.raw
+        with pytest.raises(LabError):
+            terminal.wait_for("Traceback", 0.1)
+    with client.terminal(program, *arguments) as terminal:
+        terminal.wait_for("passphrase")
+        terminal.type("secret\n")
+        if program == "sftp":
+            terminal.wait_for("sftp> ")
+            terminal.type("bye\n")
+        assert terminal.wait() == 0
 
 
 def interrupt_prompt(typing: Terminal) -> None:
