@@ -20,6 +20,7 @@ from pqtun.shell.sshd.session import MAX_PACKET, WINDOW, Session, SessionChannel
 from pqtun.shell.sshd.streams import Congestion
 
 MAX_TEXT: Final = 1024  # characters of a command or path in the audit file
+LAST_SECONDS: Final = 5.0  # that a connection's end takes at most
 CONNECTION_BUFFER: Final = 1 << 20  # bytes that wait for TCP, from which on nothing more is read for it
 
 
@@ -43,6 +44,8 @@ class Channels:
         self._agent: tuple[str, Listener] | None = None
         self._displays: dict[Session, Listener] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._serving: set[int] = set()  # sessions with servers of our own
+        self._served = asyncio.Event()
         self._watch_connection()
 
     def _watch_connection(self) -> None:
@@ -52,14 +55,23 @@ class Channels:
         if (transport := self._connection._transport) is not None:
             transport.set_write_buffer_limits(high=CONNECTION_BUFFER)
 
-    def close(self) -> None:
-        """The connection has ended: listen no more, and let the user's process know by closing what leads to it."""
+    async def close(self) -> None:
+        """The connection has ended: listen no more, have written down what is to be, and let the user's process end."""
         if self._agent is not None:
             self._agent[1].close()
         for listener in list(self._displays.values()):
             listener.close()
         if self._connector is not None:
             self._connector.close()
+        try:
+            async with asyncio.timeout(LAST_SECONDS):
+                while self._serving and not self.host.closed:
+                    self._served.clear()
+                    await self._served.wait()  # our own servers end at once, and then tell what they copied
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
+        except TimeoutError:
+            pass  # what they tell is lost, which is better than a connection that does not end
         self.host.close()
 
     # -- what the client asks for ----------------------------------------------------------------
@@ -156,10 +168,12 @@ class Channels:
         self._start(self._tell_host("signal", session=number, name=name))
 
     def session_started(
-        self, session: Session, kind: str, command: bytes | None, number: int | None, tty: str | None
+        self, session: Session, kind: str, command: bytes | None, number: int | None, tty: str | None, built_in: bool
     ) -> None:
-        """A program runs."""
+        """A program runs, or a server of our own (`built_in`)."""
         assert number is not None
+        if built_in and number not in self._ends:
+            self._serving.add(number)
         self._sessions[number] = session
         self.audit(_EVENTS[kind], session=number, text=_text(command), tty=tty, state="start")
         if tty is not None:
@@ -204,6 +218,8 @@ class Channels:
             path = str(event.get("path"))[:MAX_TEXT]
             self.audit("transfer", session=number, path=path, read=event.get("read"), written=event.get("written"))
         elif event.get("event") == "exit":
+            self._serving.discard(number)
+            self._served.set()
             if (session := self._sessions.get(number)) is not None:
                 session.exited(event)
             elif len(self._ends) < self._most_ends:

@@ -316,6 +316,7 @@ class _Host:
     ) -> tuple[dict[str, object], list[int]]:
         self._sessions += 1
         session = self._sessions
+        variables = self._environment({}, None, None, None)
         theirs, ours = socket.socketpair()
         reports, reporter = messages.pair()
 
@@ -331,6 +332,8 @@ class _Host:
             )
 
         def serve() -> int:
+            os.environ.clear()
+            os.environ.update(variables)
             if isinstance(what, program.Sftp):
                 sftp.serve(ours, what, report, client_version=client_version)
                 return 0

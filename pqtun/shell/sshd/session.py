@@ -176,7 +176,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
             messages.close_all(reply.fds)
             return False
         self._take(reply)
-        self._channels.session_started(self, kind, command, self._number, self._tty)
+        built_in = self._tty is None and len(self._fds) == 1
+        self._channels.session_started(self, kind, command, self._number, self._tty, built_in)
         return True
 
     def _take(self, reply: Reply) -> None:

@@ -61,7 +61,7 @@ class Workers:
             # What ends with the connection is still to be told.
             if telling := asyncio.all_tasks() - {asyncio.current_task()}:
                 await asyncio.wait(telling, timeout=LAST_WORDS_SECONDS)
-            owner.channels.close()
+            await owner.channels.close()
 
 
 def _be_quiet() -> None:

@@ -216,7 +216,7 @@ class Server:
             encoding=None,
         )
         await connection.wait_closed()
-        owner.channels.close()
+        await owner.channels.close()
 
 
 class Owner(asyncssh.SSHServer):
