@@ -89,7 +89,7 @@ def on_display() -> tuple[int, list[socket.socket]]:
 class SocketFiles:
     """The socket files that were made, to be removed."""
 
-    _made: dict[str, tuple[int, int]] = field(default_factory=dict)  # device and inode by absolute path
+    _made: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # by absolute path
     _directories: list[str] = field(default_factory=list)
 
     def listen(self, path: str) -> socket.socket:
@@ -98,8 +98,7 @@ class SocketFiles:
         before = os.umask(0o177)  # StreamLocalBindMask of sshd
         try:
             sock.bind(path)
-            status = os.lstat(path)
-            self._made[os.path.abspath(path)] = (status.st_dev, status.st_ino)
+            self._made[os.path.abspath(path)] = _identity(os.lstat(path))
             sock.listen(BACKLOG)
         except BaseException:
             sock.close()
@@ -121,7 +120,7 @@ class SocketFiles:
         made = self._made.pop(path, None)
         try:
             status = os.lstat(path)
-            if stat.S_ISSOCK(status.st_mode) and (status.st_dev, status.st_ino) == made:
+            if stat.S_ISSOCK(status.st_mode) and _identity(status) == made:
                 os.unlink(path)
         except OSError:
             pass  # somebody has removed it, or its directory
@@ -133,3 +132,8 @@ class SocketFiles:
         for directory in self._directories:
             shutil.rmtree(directory, ignore_errors=True)
         self._directories.clear()
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    """What tells a file from another of the same name; the time does where an inode is used again."""
+    return status.st_dev, status.st_ino, status.st_mtime_ns
