@@ -2,7 +2,6 @@
 
 import errno
 import os
-import secrets
 import socket
 import stat
 from pathlib import Path
@@ -67,7 +66,7 @@ class ControlSocket:
         What a master that was killed left behind is replaced.
         """
         # Room for the temporary name, as OpenSSH needs it too; it stands beside, since link(2) stays in a file system.
-        temporary = _checked(f"{path}.{secrets.token_hex(8)}")
+        temporary = _checked(f"{path}.{os.urandom(8).hex()}")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             os.fchmod(sock.fileno(), 0o600)  # bind(2) gives the file this mode, so there is no moment with another
@@ -129,7 +128,7 @@ def _remove_stale(path: str) -> bool:
     if result != errno.ECONNREFUSED:
         return False
     # Another program may replace it at this moment, so it is moved away and looked at before it is removed.
-    aside = str(Path(path).with_name(f".{secrets.token_hex(8)}"))
+    aside = str(Path(path).with_name(f".{os.urandom(8).hex()}"))
     try:
         os.rename(path, aside)
     except FileNotFoundError:

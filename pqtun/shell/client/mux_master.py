@@ -320,6 +320,8 @@ class _Client:
             self._greeted = True
             return
         if not self._greeted:
+            for fd in fds:
+                os.close(fd)
             raise MessageError("no_hello")
         match message:
             case AliveCheck(request):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.net.process import Process
+from tests.net.process import Process, wait_until
 from tests.shell.client.sshd import ADDRESS, PORT, Sshd
 
 HOST = Path(__file__).with_name("mux_host.py")
@@ -22,6 +23,14 @@ class Shared:
         self.path = directory / f"m{next(_serial)}"
         self.process = self.start(persist)
         self.process.wait_output("ready", 20)
+        self._descriptors = self._open_descriptors()
+
+    def wait_quiet(self) -> None:
+        """Wait until the master has no more descriptors than at its start."""
+        wait_until(lambda: self._open_descriptors() <= self._descriptors, 20, "the master's descriptors to be closed")
+
+    def _open_descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def start(self, persist: float = 0) -> Process:
         """Start a master on the same path."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pqtun.shell.client.mux_messages import NO_ESCAPE, VERSION, Hello, NewSession, encode
+from pqtun.shell.client.mux_messages import NO_ESCAPE, VERSION, Hello, NewSession, SessionOpened, decode, encode
 from tests.net.process import wait_until
 from tests.shell.client.shared import Shared
 from tests.shell.client.sshd import ADDRESS, PORT, Sshd
@@ -210,38 +210,44 @@ def test_nonsense_ends_its_client_alone(shared: Shared, garbage: bytes) -> None:
 
 
 def test_descriptors_of_clients_that_fail_are_closed(shared: Shared) -> None:
-    def open_descriptors() -> int:
-        return len(os.listdir(f"/proc/{shared.process.pid}/fd"))
-
-    before = open_descriptors()
-    hello = bytes.fromhex("00000008 00000001 00000004")
-    for count in (1, 2, 4):
+    hello, session = encode(Hello(VERSION)), encode(_session("true"))
+    for first, count, refused in (
+        (hello, 1, False),
+        (hello, 3, False),
+        (hello, 4, True),
+        (session, 2, False),
+        (session, 3, True),
+        (hello + session, 2, False),
+    ):
         with _connected(shared) as probe, open("/dev/null", "rb") as null:
-            probe.sendall(hello)
-            socket.send_fds(probe, [b"\0"], [null.fileno()] * count)
+            assert probe.recv(1000) == hello
+            probe.sendall(first)
+            for _ in range(count):
+                socket.send_fds(probe, [b"\0"], [null.fileno()])
+            if refused:
+                assert probe.recv(1000) == b""
     for _ in range(3):
         with _connected(shared) as probe:
             probe.sendall(hello[:7])
-    wait_until(lambda: open_descriptors() == before, 10, "descriptors to be closed")
+    shared.wait_quiet()
+
+
+def _session(command: str) -> NewSession:
+    return NewSession(1, "", False, False, False, False, NO_ESCAPE, "", command)
 
 
 def test_who_goes_before_the_session_is_there_leaves_nothing(shared: Shared) -> None:
-    def open_descriptors() -> int:
-        return len(os.listdir(f"/proc/{shared.process.pid}/fd"))
-
-    before = open_descriptors()
-    command = f"exec sleep {100_000 + os.getpid()}"
-    session = NewSession(1, "", False, False, False, False, NO_ESCAPE, "", command)
+    command = f"sleep {100_000 + os.getpid()}"
     for wait in (False, True):
         with _connected(shared) as probe, open("/dev/null", "rb") as null:
-            probe.sendall(encode(Hello(VERSION)) + encode(session))
+            hello = probe.recv(1000)
+            probe.sendall(hello + encode(_session(f"exec {command}")))
             for _ in range(3):
                 socket.send_fds(probe, [b"\0"], [null.fileno()])
             if wait:
-                while len(probe.recv(1000, socket.MSG_PEEK)) < 28:  # the hello, and that the session is open
-                    pass
-    wait_until(lambda: open_descriptors() == before, 10, "descriptors to be closed")
-    wait_until(lambda: not _running(command.split(" ", 1)[1]), 10, "the commands to end")
+                assert isinstance(decode(probe.recv(1000)[4:]), SessionOpened)
+    shared.wait_quiet()
+    wait_until(lambda: not _running(command), 10, "the commands to end")
 
 
 def _running(command: str) -> bool:
