@@ -7,7 +7,6 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import asyncssh
 
@@ -16,8 +15,6 @@ from pqtun.shell.sshd import confinement, connection
 from pqtun.shell.sshd.connection import Connection, Owner
 from pqtun.shell.sshd.hostkeys import PublicKey
 from pqtun.shell.sshd.messages import Caller
-
-LAST_WORDS_SECONDS: Final = 2.0
 
 
 @dataclass(slots=True)
@@ -58,9 +55,6 @@ class Workers:
         await loop.create_connection(lambda: served, sock=sock)
         await served.wait_closed()
         if owner.channels is not None:
-            # What ends with the connection is still to be told.
-            if telling := asyncio.all_tasks() - {asyncio.current_task()}:
-                await asyncio.wait(telling, timeout=LAST_WORDS_SECONDS)
             await owner.channels.close()
 
 
