@@ -16,6 +16,7 @@ from pqtun.protocol.errors import UserError
 
 WORKER_MEMORY: Final = 1 << 30  # bytes of address space beyond what it begins with: windows of all channels, and keys
 _SPARE_DESCRIPTORS: Final = 64
+_OOM_SCORE: Final = Path("/proc/self/oom_score_adj")
 _DESCRIPTORS_A_CHANNEL: Final = 4
 
 # linux/prctl.h, linux/capability.h
@@ -122,6 +123,13 @@ def confine(user: pwd.struct_passwd, root: Path, keep: Collection[int], *, netwo
     privilege.die_with_parent(parent)
     _limit(resource.RLIMIT_NPROC, 0)
     _limit(resource.RLIMIT_NOFILE, channels * _DESCRIPTORS_A_CHANNEL + _SPARE_DESCRIPTORS)
+
+
+def be_killable() -> None:
+    """Let this process be killed as any other when memory is short; the service itself may be the last (proc(5))."""
+    with contextlib.suppress(OSError):  # no /proc, or a container that forbids it
+        if int(_OOM_SCORE.read_text()) < 0:
+            _OOM_SCORE.write_text("0")
 
 
 def limit_memory() -> None:

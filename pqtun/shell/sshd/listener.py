@@ -302,6 +302,7 @@ class Listener:
         keep = [sock.fileno(), link.fileno(), signing.fileno()]
         confinement.close_all_but(keep if self._workers.network is None else [*keep, self._workers.network])
         resource.setrlimit(resource.RLIMIT_NOFILE, self._descriptors)
+        confinement.be_killable()
         worker = monitor.start_worker(self._workers, sock)
         confinement.close_all_but([link.fileno(), signing.fileno(), worker.calls.fileno(), worker.signing.fileno()])
         Monitor(worker, login, client, Authentication(login.settings), link, signing).run()
