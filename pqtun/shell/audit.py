@@ -141,7 +141,8 @@ class AuditLog:
     def _rotate(self) -> None:
         """Closes the file with the line "rotated", puts it aside and goes on in a fresh one.
 
-        May be called again after it failed half-way. OSError.
+        There is always a file with a line at the path, for who reads it. May be called again after it failed half-way.
+        OSError, UserError.
         """
         if not self._rotated:
             self._put({"log": {"action": "rotated"}})
@@ -153,9 +154,27 @@ class AuditLog:
         except FileExistsError:
             if not os.path.samefile(self._path, aside):
                 raise
-        os.unlink(self._path)
-        self._continue("continued")
+        self._begin({"log": {"action": "continued", "file": aside.name}})
         _sync_directory(self._path.parent)
+
+    def _begin(self, about: Mapping[str, object]) -> None:
+        """Writes the first line of a fresh file, which then takes the place of the one at the path."""
+        fresh = self._path.with_name(self._path.name + ".new")
+        fresh.unlink(missing_ok=True)  # of a crash
+        sequence = self._last.sequence + 1
+        line, digest = encode(sequence, self._clock(), self._last.hash, about)
+        descriptor = _open(fresh, _OPEN | os.O_EXCL)
+        try:
+            _write_whole(descriptor, line)
+            os.rename(fresh, self._path)
+        except OSError:
+            os.close(descriptor)
+            fresh.unlink(missing_ok=True)
+            raise
+        os.close(self._file)
+        self._file, self._size, self._rotated = descriptor, len(line), False
+        self._last = Head(sequence, digest, len(line))
+        os.pwrite(self._head_file, self._last.encode(), 0)
 
     # --- continuing ---
 
@@ -179,16 +198,10 @@ class AuditLog:
             self._file = -1
         self._rotated = False
         head = self._read_head()
-        fresh = not os.path.lexists(self._path)
         self._file = _open(self._path, _OPEN)
         self._size = os.fstat(self._file).st_size
         if head is None:
             self._start(self._size == 0)
-        elif fresh or self._size == 0:
-            self._last = head
-            aside = rotated_path(self._path, head.sequence)
-            whole = aside.exists() and aside.stat().st_size == head.end
-            self._put({"log": {"action": "continued", "file": aside.name} if whole else {"action": "missing"}})
         else:
             self._resume(head, action)
 
@@ -205,8 +218,11 @@ class AuditLog:
     def _resume(self, head: Head, action: str) -> None:
         """The file may have more than the head knows (a crash between the two), or less (lines were lost)."""
         self._last = head
-        last = self._line_before(head.end)
-        if last is None or (last.sequence, last.hash) != (head.sequence, head.hash):
+        first = self._line_before(self._first_end())
+        if first and (first.sequence, first.previous) == (head.sequence + 1, head.hash):
+            head = Head(head.sequence, head.hash, 0)  # killed between the first line of a fresh file and the head
+        last = self._line_before(head.end) if head.end else first
+        if last is None or (head.end and (last.sequence, last.hash) != (head.sequence, head.hash)):
             if not self._ends_with_newline():
                 os.write(self._file, b"\n")
                 self._size += 1
@@ -254,6 +270,10 @@ class AuditLog:
             return decode(data[begin:])
         except LineError:
             return None
+
+    def _first_end(self) -> int:
+        """Where the first line ends."""
+        return os.pread(self._file, MAX_LINE_BYTES, 0).find(b"\n") + 1
 
     def _ends_with_newline(self) -> bool:
         return self._size == 0 or os.pread(self._file, 1, self._size - 1) == b"\n"

@@ -1,6 +1,7 @@
 """Reads an audit log and says what, if anything, has been done to it since it was written."""
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,9 @@ from pqtun.shell.auditline import HEAD_BYTES, MAX_LINE_BYTES, NO_HASH, Head, Lin
 
 _TRIES: Final = 3
 """A log that is being written to may be caught in the middle of a line."""
+
+_HEAD_TRIES: Final = 50
+_HEAD_SECONDS: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +67,20 @@ def _verify(path: Path, head: Head | None, contains: str | None) -> Report:
             if report.problem:
                 return report
         report.problem = _read(path, current, check)
-    wrong = None if report.problem else check.end(_read_head(path))
+    wrong = None if report.problem else check.end(_head_of(path, report.last))
     if wrong:
         report.problem = Problem(path, 0, wrong)
     return report
+
+
+def _head_of(path: Path, last: int) -> Head | None:
+    """The head file, once a writer who has just written the line `last` has had the time to write it too."""
+    for _ in range(_HEAD_TRIES):
+        head = _read_head(path)
+        if head is None or head.sequence >= last:
+            break
+        time.sleep(_HEAD_SECONDS)
+    return head
 
 
 def _read(file: Path, opened: BinaryIO, check: "_Check") -> Problem | None:

@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import os
@@ -6,14 +7,10 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pqtun.protocol.errors import UserError
 from pqtun.shell.audit import AuditLog, head_path, rotated_path
@@ -192,8 +189,8 @@ def test_the_end_of_an_old_file(path):
     assert "head file is missing" in verify(aside).problem.text
 
 
-@pytest.mark.parametrize("step", ["link", "unlink", "continue"])
-def test_killed_while_rotating(path, step, monkeypatch):
+@pytest.mark.parametrize(("step", "call"), [("link", 1), ("rename", 1), ("pwrite", 1), ("pwrite", 2)])
+def test_killed_while_rotating(path, step, call, monkeypatch):
     log = AuditLog(path, max_bytes=600)
     while path.stat().st_size < 600:
         log.write({"filling": "up"})
@@ -201,14 +198,16 @@ def test_killed_while_rotating(path, step, monkeypatch):
     class Killed(BaseException):
         pass
 
+    calls, real = [], getattr(os, step)
+
     def kill(*arguments):
-        raise Killed
+        calls.append(arguments)
+        if len(calls) == call:
+            raise Killed
+        return real(*arguments)
 
     with monkeypatch.context() as patch:
-        if step == "continue":
-            patch.setattr(AuditLog, "_continue", kill)
-        else:
-            patch.setattr(os, step, kill)
+        patch.setattr(os, step, kill)
         with pytest.raises(Killed):
             log.write({"never": "written"})
     for descriptor in (log._file, log._head_file):
@@ -218,6 +217,28 @@ def test_killed_while_rotating(path, step, monkeypatch):
     assert report.problem is None
     assert len(report.files) == 2
     assert report.first == 1
+    assert not path.with_name("audit.jsonl.new").exists()
+
+
+def test_no_room_for_a_fresh_file(path, monkeypatch):
+    log = AuditLog(path, max_bytes=600)
+    while path.stat().st_size < 600:
+        log.write({"filling": "up"})
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", full)
+        assert not log.write({"number": 1})
+        assert not log.write({"number": 2})
+        assert verify(path).problem is None
+    assert log.write({"number": 3})
+    log.close()
+    report = verify(path)
+    assert report.problem is None
+    assert "2 events" in report.notes[0]
+    assert len(report.files) == 2
 
 
 # --- what a crash leaves ---
@@ -407,72 +428,6 @@ def test_checked_while_it_is_written(path):
                 assert time.monotonic() < deadline
         finally:
             writer.kill()
-
-
-# --- all of it in any order ---
-
-
-class Life(RuleBasedStateMachine):
-    """A log that is written, closed, torn and rotated in any order is good, and holds every event."""
-
-    def __init__(self):
-        super().__init__()
-        self.directory = tempfile.TemporaryDirectory()
-        self.path = Path(self.directory.name) / "audit.jsonl"
-        self.log = None
-        self.count = 0
-
-    @precondition(lambda self: self.log is None)
-    @rule(max_bytes=st.sampled_from([1, 500, 5000, 1 << 20]))
-    def open(self, max_bytes):
-        self.log = AuditLog(self.path, max_bytes=max_bytes)
-
-    @precondition(lambda self: self.log)
-    @rule(count=st.integers(1, 5))
-    def write(self, count):
-        for _ in range(count):
-            assert self.log.write({"number": self.count})
-            self.count += 1
-
-    @precondition(lambda self: self.log)
-    @rule()
-    def close(self):
-        self.log.close()
-        self.log = None
-
-    @precondition(lambda self: self.log is None and self.path.exists())
-    @rule(rest=st.binary(max_size=50))
-    def tear(self, rest):
-        with self.path.open("ab") as file:
-            file.write(rest.replace(b"\n", b""))
-        self.open(5000)
-
-    @precondition(lambda self: self.log is None and self.count)
-    @rule()
-    def head_is_behind(self):
-        head = head_path(self.path).read_bytes()
-        self.open(1 << 20)
-        self.write(1)
-        self.close()
-        head_path(self.path).write_bytes(head)
-        self.open(1 << 20)
-
-    @invariant()
-    def good(self):
-        if self.count:
-            report = verify(self.path)
-            assert report.problem is None
-            numbers = [event["number"] for file in report.files for event in events(file)]
-            assert numbers == list(range(self.count))
-
-    def teardown(self):
-        if self.log:
-            self.log.close()
-        self.directory.cleanup()
-
-
-TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
 
 
 def test_names():
