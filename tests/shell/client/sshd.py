@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import subprocess
 from pathlib import Path
@@ -13,11 +14,22 @@ from tests.net.process import Process, wait_until
 ADDRESS, PORT = "127.0.0.1", 22
 
 
+def _uid(name: str) -> int:
+    return pwd.getpwnam(name).pw_uid
+
+
 class Sshd:
     """Lets root in by a key; all in `directory`. Runs until the Lab is closed."""
 
     def __init__(self, lab: Lab, ns: str, directory: Path) -> None:
         self.lab, self.ns, self.directory = lab, ns, directory
+        # What the machine's own root has in .bashrc takes time, and locks that a killed session would leave behind.
+        home = directory / "home"
+        home.mkdir(mode=0o700)
+        (Path("/etc/netns") / ns / "passwd").write_text(
+            f"root:x:0:0:root:{home}:/bin/bash\nsshd:x:{_uid('sshd')}:65534::/run/sshd:/usr/sbin/nologin\n"
+            "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+        )
         for name in ("host", "user"):
             argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(directory / name)]
             subprocess.run(argv, check=True, capture_output=True, timeout=20)

@@ -237,9 +237,9 @@ def _session(command: str) -> NewSession:
 
 
 def test_who_goes_before_the_session_is_there_leaves_nothing(shared: Shared) -> None:
-    command = f"sleep {100_000 + os.getpid()}"
+    command = f"yes {100_000 + os.getpid()}"  # ends when nobody takes what it writes
     for wait in (False, True):
-        with _connected(shared) as probe, open("/dev/null", "rb") as null:
+        with _connected(shared) as probe, open("/dev/null", "r+b") as null:
             hello = probe.recv(1000)
             probe.sendall(hello + encode(_session(f"exec {command}")))
             for _ in range(3):
