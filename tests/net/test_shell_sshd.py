@@ -227,20 +227,6 @@ def _listening(sockets: str) -> set[str]:
     return {f"socket:[{row[9]}]" for row in rows if row[3] == "0A"}
 
 
-def test_connections_are_killed_before_the_service(host: Host) -> None:
-    score = Path(f"/proc/{host.service.pid}/oom_score_adj")
-    score.write_text("-900")
-    try:
-        assert host.says("cat /proc/self/oom_score_adj") == "0\n"
-        session = EchoSession(host.argv(EchoSession.COMMAND))
-        session.echo("begins", 20)
-        pids = host.processes("sshd: worker") + host.processes("sshd: alice")
-        assert {Path(f"/proc/{pid}/oom_score_adj").read_text() for pid in pids} == {"0\n"}
-        session.close()
-    finally:
-        score.write_text("0")
-
-
 def test_only_the_signer_has_the_host_keys(host: Host, session: EchoSession) -> None:
     secrets = []
     for name in ("ssh_host_ed25519_key", "ssh_host_mldsa44_ed25519_key"):
