@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -194,12 +194,11 @@ class Identities:
             beside = keyfile.beside(public.path, "-cert.pub")
             found += self._certificate(public.path, beside) if beside.exists() else []
         for name in self._config.certificatefile:
-            owners = [public.path for public in found if not public.certificate]
-            certificates = self._certificate(Path(name.removesuffix("-cert.pub")), Path(name))
-            for certificate in certificates:
+            beside = Path(name.removesuffix("-cert.pub"))
+            for certificate in self._certificate(beside, Path(name)):
                 key = _certified(certificate.blob)
-                match = [public.path for public in found if public.blob == key] or owners[:0] or [certificate.path]
-                found.append(_Public(match[0], certificate.blob, certificate.comment, certificate=True))
+                paths = (public.path for public in found if public.blob == key)
+                found.append(replace(certificate, path=next(paths, beside)))
         return found
 
     def _public(self, path: Path, *, given: bool) -> _Public | None:

@@ -431,7 +431,7 @@ def test_a_server_that_does_not_answer_any_more(sshd: Sshd) -> None:
 
 def test_verbose_shows_where_it_goes(sshd: Sshd, tmp_path: Path) -> None:
     done = run(sshd, "-v", HOST, "true")
-    assert b"debug1: Connecting to 127.0.0.1 [127.0.0.1] port 22." in done.stderr
+    assert b" to 127.0.0.1 [127.0.0.1] port 22." in done.stderr
     log = tmp_path / "log"
     done = run(sshd, "-vv", "-E", str(log), HOST, "true")
     assert done.stderr == b""
