@@ -19,6 +19,9 @@ from pqtun.shell.client.options import Options, split_hop
 
 PORT: Final = 42422  # where pqtun sshd listens inside tunnels
 DIRECT_PORT: Final = 22
+_UNSAFE_IN_HOST: Final = "'`\"$\\;&<>|(){}, "  # as OpenSSH 9.6
+_UNSAFE_IN_USER: Final = "'`\";&<>|(){}"
+_MAX_HOST: Final = 1024
 _TOKEN: Final = re.compile(r"%(.?)", re.DOTALL)
 _VARIABLE: Final = re.compile(r"\$\{([^}]*)\}")
 
@@ -123,13 +126,20 @@ def expand(text: str, tokens: Mapping[str, str]) -> str:
 
 def resolve(options: Options) -> Config:
     """Return the settings for the destination of a command line. Raises UserError."""
-    if "\0" in options.host or len(options.host) > 1024:
+    # Both may come from somebody else (a link, a submodule) and end up in a shell's command by %h and %r.
+    if _is_unsafe(options.host, _UNSAFE_IN_HOST) or len(options.host) > _MAX_HOST:
         raise UserError("hostname contains invalid characters")
+    if _is_unsafe(options.setting("user") or "", _UNSAFE_IN_USER):
+        raise UserError("remote username contains invalid characters")
     local_user = _local_user()
     reader = _read(options, local_user)
     if reader.wants_final:
         reader = _read(options, local_user, first=reader)
     return _config(options, reader.values, _hostname(reader), local_user)
+
+
+def _is_unsafe(name: str, characters: str) -> bool:
+    return name.startswith("-") or any(letter in characters or not letter.isprintable() for letter in name)
 
 
 def _local_user() -> str:

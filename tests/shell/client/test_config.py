@@ -308,3 +308,15 @@ def test_any_file_is_read_or_refused(tmp_path_factory, lines):
     except UserError:
         return
     assert isinstance(config, Config)
+
+
+@pytest.mark.parametrize("host", ["a b", "a$(id)", "`id`", "a;b", "a\nb", "a|b", "x" * 2000, "a\\b", "(a)", "a\x1b"])
+def test_hosts_that_a_shell_would_read_are_refused(host):
+    with pytest.raises(UserError, match="hostname contains"):
+        resolve(parse(["-F", "none", host]))
+
+
+@pytest.mark.parametrize("user", ["a`id`", "a;b", "-x", "a\nb", "a|b"])
+def test_users_that_a_shell_would_read_are_refused(user):
+    with pytest.raises(UserError, match="username contains"):
+        resolve(parse(["-F", "none", "-l", user, "host"]))
