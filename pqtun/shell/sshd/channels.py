@@ -42,6 +42,7 @@ class Channels:
         self._connector: Caller | None = None
         self._connecting = asyncio.Lock()
         self._agent: tuple[str, Listener] | None = None
+        self._asking_for_agent = asyncio.Lock()
         self._displays: dict[Session, Listener] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving: set[int] = set()  # sessions with servers of our own
@@ -130,20 +131,20 @@ class Channels:
 
     async def agent(self) -> str | None:
         """Return the path of a socket that leads to the client's agent, the same for all sessions; None if refused."""
-        if self._agent is None:
-            try:
-                reply = await self.host.call("agent")
-            except Refused as refusal:
-                self._note_refusal("agent", str(refusal))
-                return None
+        async with self._asking_for_agent:
+            if self._agent is None:
+                try:
+                    reply = await self.host.call("agent")
+                except Refused as refusal:
+                    self._note_refusal("agent", str(refusal))
+                    return None
+                listener = self._listener(reply.fds, 0, "agent", self._open_agent)
+                self._agent = str(reply.fields.get("path")), listener
+            return self._agent[0]
 
-            def open_channel(sock: socket.socket) -> Awaitable[Any]:
-                forward = self._forward(sock, "agent")
-                return self._connection.create_agent_channel().open(lambda: forward)  # type: ignore[no-any-return]
-
-            listener = self._listener(reply.fds, 0, "agent", open_channel)
-            self._agent = str(reply.fields.get("path")), listener
-        return self._agent[0]
+    def _open_agent(self, sock: socket.socket) -> Awaitable[Any]:
+        forward = self._forward(sock, "agent")
+        return self._connection.create_agent_channel().open(lambda: forward)  # type: ignore[no-any-return]
 
     async def x11(self, session: Session, *, single: bool) -> int | None:
         """Return the number of a display that leads to the client's, until the session ends; None if refused."""

@@ -48,7 +48,10 @@ class Source:
     def __init__(
         self, fd: int, congestion: Congestion, deliver: Callable[[bytes], None], ended: Callable[[], None]
     ) -> None:
-        """The descriptor must not wait. It stays the caller's, who calls `close` before closing it."""
+        """The descriptor must not wait. It stays the caller's, who calls `close` before closing it.
+
+        `deliver` raises BrokenPipeError where nobody takes anything any more, which is an end as well.
+        """
         self._fd = fd
         self._congestion = congestion
         self._deliver = deliver
@@ -105,13 +108,19 @@ class Source:
         except OSError:
             data = b""  # EIO: the last process has closed the pseudo-terminal; ECONNRESET: as good as the end
         if not data:
-            self.close()
-            self._ended()
+            self._end()
             return
         full = len(data) == self._size
         self._size = min(self._size * 2, MAX_READ) if full else max(self._size // 2, MIN_READ)
         self.total += len(data)
-        self._deliver(data)
+        try:
+            self._deliver(data)
+        except BrokenPipeError:
+            self._end()
+
+    def _end(self) -> None:
+        self.close()
+        self._ended()
 
     def close(self) -> None:
         """Read no more. May be called twice."""

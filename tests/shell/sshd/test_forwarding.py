@@ -229,7 +229,10 @@ def test_what_the_key_or_the_settings_forbid(world: World, options: dict[str, bo
             assert result.stdout == b"\n"
             result = server.ssh("-Y", HOST, 'echo "$DISPLAY"', env={"DISPLAY": "127.0.0.1:5"})
             assert result.stdout == b"\n"
-            assert {line["what"] for line in server.audit() if line["event"] == "refused"} >= {"agent", "x11"}
+            wait_until(
+                lambda: {line["what"] for line in server.audit() if line["event"] == "refused"} >= {"agent", "x11"},
+                *(10, "lines of both"),
+            )
 
     run(world, body)
 

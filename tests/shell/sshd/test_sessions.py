@@ -221,12 +221,11 @@ def test_signals_of_the_client(world: World) -> None:
         with Server() as server:
 
             async def send(connection: asyncssh.SSHClientConnection) -> None:
-                script = "trap 'echo got USR1; exit 4' USR1; trap 'echo got ALRM; exit 5' ALRM; echo ready; cat"
+                script = "trap 'echo got USR1; exit 4' USR1; trap 'echo got ALRM; exit 5' ALRM; echo ready; while :; do sleep 0.05; done"
                 process = await connection.create_process(script)
                 assert await process.stdout.readline() == "ready\n"
                 process.send_signal("ALRM")  # none that clients may send
                 process.send_signal("USR1")
-                process.stdin.write_eof()
                 result = await process.wait()
                 assert (result.stdout, result.exit_status) == ("got USR1\n", 4)
 
@@ -325,7 +324,7 @@ def test_the_audit_has_each_session(world: World) -> None:
         with Server() as server:
             server.ssh(HOST, "echo hello; exit 3", stdin=b"secret content")
             server.ssh(HOST, "x" * 3000)
-            lines = server.audit()
+            lines = wait_until(lambda: len(server.audit()) == 4 and server.audit(), 10, "the last line")
             assert [line["state"] for line in lines] == ["start", "end", "start", "end"]
             assert lines[0]["event"] == "command"
             assert lines[0]["text"] == "echo hello; exit 3"

@@ -201,3 +201,22 @@ def test_a_source_that_is_told_to_finish_needs_no_end_of_file(size: int, paused:
         theirs.close()
 
     run(body())
+
+
+def test_a_source_ends_where_nobody_takes_what_it_reads() -> None:
+    async def body() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        ended: list[bool] = []
+
+        def refuse(data: bytes) -> None:
+            raise BrokenPipeError
+
+        source = Source(ours.fileno(), Congestion(), refuse, lambda: ended.append(True))
+        theirs.send(b"x")
+        await until(lambda: ended)
+        assert not source.open
+        ours.close()
+        theirs.close()
+
+    run(body())
