@@ -221,7 +221,8 @@ def test_signals_of_the_client(world: World) -> None:
         with Server() as server:
 
             async def send(connection: asyncssh.SSHClientConnection) -> None:
-                script = "trap 'echo got USR1; exit 4' USR1; trap 'echo got ALRM; exit 5' ALRM; echo ready; while :; do sleep 0.05; done"
+                traps = "trap 'echo got USR1; exit 4' USR1; trap 'echo got ALRM; exit 5' ALRM"
+                script = f"{traps}; echo ready; while :; do sleep 0.05; done"
                 process = await connection.create_process(script)
                 assert await process.stdout.readline() == "ready\n"
                 process.send_signal("ALRM")  # none that clients may send
