@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 FAILURE: Final = 1
 _FIRST_OWN_DESCRIPTOR: Final = 3
+_GARBAGE_THRESHOLD: Final = 100_000  # objects more than freed, until it is looked for; Python's own is 700
 # Commands that read their own arguments, as others of their name do, and must start fast: nothing else is imported.
 PROGRAMS: Final = {
     "ssh": ("ssh", "Log in to a host through a tunnel, or run a command there."),
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_standard_descriptors()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in PROGRAMS:
+        _hurry()
         run: Callable[[Sequence[str]], int] = import_module(f"pqtun.cli.{PROGRAMS[words[0]][0]}").main
         return run(words[1:])
     import logging
@@ -73,6 +76,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
         return FAILURE
+
+
+def _hurry() -> None:
+    """Spare a program that must start fast what takes time and is of no use to it."""
+    # While modules are loaded nearly everything made is kept, so looking for garbage finds none.
+    gc.set_threshold(_GARBAGE_THRESHOLD)
+    # SSH needs no TLS, and asyncio does without it where Python has none.
+    if "ssl" not in sys.modules:
+        sys.modules["ssl"] = None  # type: ignore[assignment]
+        import asyncio  # noqa: F401
+
+        del sys.modules["ssl"]
 
 
 def _open_standard_descriptors() -> None:

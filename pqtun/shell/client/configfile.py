@@ -66,12 +66,17 @@ def matches(patterns: str | list[str], value: str, *, lower: bool = False) -> bo
     found = False
     for pattern in patterns.split(",") if isinstance(patterns, str) else patterns:
         negated, bare = pattern.startswith("!"), pattern.removeprefix("!")
-        # fnmatch knows [...] too, which ssh does not.
-        if fnmatchcase(value, (bare.lower() if lower else bare).replace("[", "[[]")):
+        if _fits(bare.lower() if lower else bare, value):
             if negated:
                 return False
             found = True
     return found
+
+
+def _fits(pattern: str, value: str) -> bool:
+    if "*" not in pattern and "?" not in pattern:  # most are names, and making an expression takes long
+        return pattern == value
+    return pattern == "*" or fnmatchcase(value, pattern.replace("[", "[[]"))  # fnmatch knows [...], which ssh does not
 
 
 class Reader:

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ ssh.prepare()  # before whatever else imports asyncssh
 import asyncssh  # noqa: E402
 
 from pqtun.shell.client import transport, tunnel  # noqa: E402
+from pqtun.shell.client.ahead import Found  # noqa: E402
 from pqtun.shell.client.config import Config, resolve  # noqa: E402
 from pqtun.shell.client.hostkeys import HostKey, KnownHosts, TunnelKeys, Verifier  # noqa: E402
 from pqtun.shell.client.identities import Identities, agent_path  # noqa: E402
@@ -30,16 +32,20 @@ LOGIN_SECONDS: Final = 120
 WINDOW: Final = 2 << 20  # bytes
 
 
-async def connect(options: Options, *, ui: UserInterface, config: Config | None = None) -> asyncssh.SSHClientConnection:
+async def connect(
+    options: Options, *, ui: UserInterface, config: Config | None = None, begun: Future[Found] | None = None
+) -> asyncssh.SSHClientConnection:
     """Return a connection that is logged in; its jump hosts are closed with it.
 
-    ``config``: what config.resolve(options) gave, if it was asked already. Raises UserError (one line as ssh's users
-    know it: no tunnel, unknown host, refused, wrong host key, no key accepted).
+    ``config``: what config.resolve(options) gave, if it was asked already; ``begun``: what ahead.start() gave. Raises
+    UserError (one line as ssh's users know it: no tunnel, unknown host, refused, wrong host key, no key accepted).
     """
-    return await _connect(options, config or resolve(options), ui, depth=0)
+    return await _connect(options, config or resolve(options), ui, depth=0, begun=begun)
 
 
-async def _connect(options: Options, config: Config, ui: UserInterface, depth: int) -> asyncssh.SSHClientConnection:
+async def _connect(
+    options: Options, config: Config, ui: UserInterface, depth: int, begun: Future[Found] | None = None
+) -> asyncssh.SSHClientConnection:
     if depth > MAX_HOPS:
         raise UserError(f"more than {MAX_HOPS} jump hosts, or a loop among them")
     settings = _Settings(options, config, ui)
@@ -62,24 +68,28 @@ async def _connect(options: Options, config: Config, ui: UserInterface, depth: i
         connection = await settings.login(KnownHosts(config, None, ui), sock=stream.sock)
         connection.set_extra_info(proxy_command=stream.process)  # which lives as long
         return connection
-    return await _over_tcp(options, config, ui, settings)
+    found = Found(await transport.resolve(config)) if begun is None else await asyncio.wrap_future(begun)
+    return await _over_tcp(options, config, ui, settings, found)
 
 
 async def _over_tcp(
-    options: Options, config: Config, ui: UserInterface, settings: _Settings
+    options: Options, config: Config, ui: UserInterface, settings: _Settings, found: Found
 ) -> asyncssh.SSHClientConnection:
     """Try the host's addresses in turn; outside tunnels only with --direct."""
-    addresses = await transport.resolve(config)
     run = None if options.run is None else Path(options.run)
     failure: UserError | None = None
     for attempt in range(max(1, config.connectionattempts)):
         if attempt:
             await asyncio.sleep(1)
-        for address in addresses:
+        for address in found.addresses:
             shown = str(address[1][0])
-            known = None if options.direct else tunnel.identify(config.hostname, shown, run)
+            sock, known = found.take(address), found.known
             try:
-                stream = await transport.connect(config, address, ui)
+                if sock is not None:
+                    ui.debug(f"Connected to {config.hostname} [{shown}] port {config.port}.")
+                else:
+                    known = None if options.direct else tunnel.identify(config.hostname, shown, run)
+                    sock = (await transport.connect(config, address, ui)).sock
             except (OSError, TimeoutError) as error:
                 # asyncio's own text is about a call; ssh's users know the error's name.
                 reason = os.strerror(error.errno or errno.ETIMEDOUT)
@@ -92,7 +102,7 @@ async def _over_tcp(
             else:
                 ui.debug(f"The tunnel to {shown} has proved the key hash {known.keyhash} of {known.name}.")
                 keys = TunnelKeys(known.keyhash, config.port, ui)
-            return await settings.login(keys, sock=stream.sock)
+            return await settings.login(keys, sock=sock)
     assert failure is not None
     raise failure
 

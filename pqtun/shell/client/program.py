@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from pqtun.protocol.errors import UserError
-from pqtun.shell.client import mux_background, mux_client
+from pqtun.shell.client import ahead, mux_background, mux_client
 from pqtun.shell.client.background import Leave, run_leavable
 from pqtun.shell.client.config import Config, resolve
 from pqtun.shell.client.options import USAGE, Options, parse
@@ -136,10 +136,11 @@ class Program:
 
     async def run(self) -> int:
         """Connect, do what was asked for, and close. Raises UserError."""
+        begun = ahead.start(self._options, self._config)
         from pqtun.shell.client.connect import connect
         from pqtun.shell.client.forward_table import ForwardTable
 
-        connection = await connect(self._options, ui=self._ui, config=self._config)
+        connection = await connect(self._options, ui=self._ui, config=self._config, begun=begun)
         table = ForwardTable(
             connection, gateway_ports=self._config.gatewayports, unlink=self._config.streamlocalbindunlink
         )

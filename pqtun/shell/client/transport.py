@@ -28,10 +28,14 @@ class Transport:
 
 async def resolve(config: Config) -> list[Address]:
     """Return the host's addresses as (family, socket address). Raises UserError."""
+    return await asyncio.get_running_loop().run_in_executor(None, look_up, config)
+
+
+def look_up(config: Config) -> list[Address]:
+    """Do what resolve() does, and wait for it."""
     family = _FAMILIES[config.addressfamily]
-    loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(config.hostname, config.port, family=family, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(config.hostname, config.port, family=family, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
         text = error.strerror if isinstance(error, socket.gaierror) else "Name or service not known"
         passing = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
@@ -40,18 +44,27 @@ async def resolve(config: Config) -> list[Address]:
     return [(entry[0], tuple(entry[4])) for entry in found]
 
 
-async def connect(config: Config, address: Address, ui: UserInterface) -> Transport:
-    """Connect to one address. Raises OSError, TimeoutError."""
-    family, target = address
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+def opened(config: Config, address: Address) -> socket.socket:
+    """Return a socket bound as the configuration has it, to connect to an address. Raises OSError."""
+    sock = socket.socket(address[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         if config.bindinterface is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, config.bindinterface.encode())
         if config.bindaddress is not None:
             sock.bind((config.bindaddress, 0))
-        ui.debug(f"Connecting to {config.hostname} [{target[0]!s}] port {config.port}.")
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def connect(config: Config, address: Address, ui: UserInterface) -> Transport:
+    """Connect to one address. Raises OSError, TimeoutError."""
+    sock = opened(config, address)
+    try:
+        ui.debug(f"Connecting to {config.hostname} [{address[1][0]!s}] port {config.port}.")
         async with asyncio.timeout(config.connecttimeout or None):
-            await asyncio.get_running_loop().sock_connect(sock, target)
+            await asyncio.get_running_loop().sock_connect(sock, address[1])
     except BaseException:
         sock.close()
         raise
