@@ -100,7 +100,7 @@ class Interaction:
             self._ended.set_result(status)
 
     def _no_terminal(self) -> None:
-        self._ui.say(f"PTY allocation request failed on channel {0}")
+        self._ui.say("PTY allocation request failed on channel 0")
         if self._terminal is not None:
             self._terminal.restore()
 
