@@ -29,12 +29,13 @@ from tests.net.ssh_keys import ED25519
 from tests.net.ssh_servers import PQTUN_SSHD, SSHD_9, SSHD_10
 
 PROBE = str(Path(__file__).with_name("shell_probe.py"))
+# The last two tell which of our ends costs what.
 PAIRS: Mapping[str, tuple[str, str]] = {
     "pqtun": (PQTUN_SSH, PQTUN_SSHD),
     "openssh": (SSH_9, SSHD_9),
     "openssh-10.6": (SSH_10, SSHD_10),
-    "pqtun ssh, sshd": (PQTUN_SSH, SSHD_9),
-    "ssh, pqtun sshd": (SSH_9, PQTUN_SSHD),
+    "pqtun-client": (PQTUN_SSH, SSHD_9),
+    "pqtun-server": (SSH_9, PQTUN_SSHD),
 }
 OURS, THEIRS = "pqtun", "openssh"
 IPERF_PORT = 5201
@@ -175,9 +176,7 @@ def met(samples: Samples) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, write the JSON file; 1 if something failed or, with --check, a goal was missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shell", description=__doc__)
-    parser.add_argument(
-        "--only", default=",".join(PAIRS).replace(", ", "; "), help="pairs, ';' between them (%(default)s)"
-    )
+    parser.add_argument("--only", default=",".join(PAIRS), help="comma between them (%(default)s)")
     parser.add_argument("--megabytes", type=float, default=200)
     parser.add_argument("--seconds", type=float, default=3, help="of each forwarded stream")
     parser.add_argument("--repetitions", type=int, default=5)
@@ -186,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="fail where a goal is missed")
     parser.add_argument("--no-json", action="store_true", help="leave benchmarks/results alone")
     options = parser.parse_args(arguments)
-    names = [name.strip() for name in options.only.split(";")]
+    names = options.only.split(",")
     compileall.compile_dir(ROOT / "pqtun", quiet=2)  # as an installation has it; the user here may not write there
     samples, failures, size = Samples(), list[str](), int(options.megabytes * 1e6)
     with Lab() as lab, in_memory(size) as directory:

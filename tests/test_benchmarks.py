@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from benchmarks import soak
+from benchmarks import shell, soak
 from benchmarks.attack import Attack
 from benchmarks.attacker import COOKIE_BYTES, HANDSHAKE_BYTES, HINT, KINDS, Datagram, Forger, Seen, datagrams
 from benchmarks.generator import Trial, highest_rate
@@ -195,3 +195,27 @@ def test_memory_and_keys_that_grow_are_found(monkeypatch: pytest.MonkeyPatch) ->
         watch._look_at("client", {"name": "pq1x", "age": float(age), "epoch": {"receive": epoch}})
         assert [failure.split(":")[0] for failure in watch.failures] == failures
     assert (watch.epochs, watch.oldest) == (17, 122)
+
+
+def shell_samples(login: float, echo: float) -> Samples:
+    keys = {measure.key for measure in shell.MEASURES}
+    rates = {key: [1e8, 1.2e8, 1.1e8] for key in keys - {"login", "echo"}}
+    return Samples(
+        {
+            shell.OURS: {**rates, "login": [login], "echo": [echo]},
+            shell.THEIRS: {**rates, "login": [0.2], "echo": [0.001]},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("login", "echo", "met"), [(0.26, 0.003, True), (0.27, 0.001, False), (0.1, 0.0031, False), (0.26, 0.0, True)]
+)
+def test_the_shell_is_held_to_its_goals(login: float, echo: float, met: bool) -> None:
+    samples = shell_samples(login, echo)
+    assert shell.met(samples) == met
+    lines = shell.table(samples, [shell.OURS, shell.THEIRS]).split("\n")
+    assert len(lines) == 2 + len(shell.MEASURES)
+    assert sum("MISSED" in line for line in lines) == (0 if met else 1)
+    assert len({line.count("|") for line in lines}) == 1
+    assert not shell.met(Samples({shell.OURS: {"login": [0.1]}}))  # what was not measured is not met
