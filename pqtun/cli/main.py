@@ -9,12 +9,9 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from pqtun.protocol.errors import UserError
-
 if TYPE_CHECKING:
     import argparse
 
-FAILURE: Final = 1
 _FIRST_OWN_DESCRIPTOR: Final = 3
 _GARBAGE_THRESHOLD: Final = 100_000  # objects more than freed, until it is looked for; Python's own is 700
 # Commands that read their own arguments, as others of their name do, and must start fast: nothing else is imported.
@@ -59,23 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(words[1:])
     import logging
 
+    from pqtun.cli import ending
+
     options = parser().parse_args(words)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="pqtun: %(message)s")
     logging.getLogger("pqtun").setLevel(logging.DEBUG if getattr(options, "verbose", False) else logging.INFO)
-    try:
-        code: int = options.run_command(options)
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        text = " ".join(str(error).split())  # one line, whatever it quotes
-        print(f"pqtun {options.command}: {text}", file=sys.stderr)
-        return FAILURE
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130  # as shells report SIGINT
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
-        return FAILURE
+    return ending.run(f"pqtun {options.command}", lambda: options.run_command(options))
 
 
 def _hurry() -> None:
@@ -98,6 +84,7 @@ def _open_standard_descriptors() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) < _FIRST_OWN_DESCRIPTOR:
         pass
     os.close(fd)
+    sys.stdin = sys.stdin or open(0, closefd=False)
     sys.stdout = sys.stdout or open(1, "w", closefd=False)
     sys.stderr = sys.stderr or open(2, "w", closefd=False)
 

@@ -2,42 +2,32 @@
 
 import asyncio
 import signal
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pqtun.protocol.errors import UserError
+from pqtun.cli import ending
 from pqtun.shell.ssh import prepare
 
 if TYPE_CHECKING:
-    import asyncssh
-
-    from pqtun.shell.client.options import Options
     from pqtun.shell.client.scp import ScpCommand
 
 PROGRAM = "pqtun scp"
-FAILURE = 1
-INTERRUPTED = 130  # as shells report SIGINT
 
 
 def main(arguments: Sequence[str]) -> int:
     """Copy; return 0 if all of it arrived, 1 if not (a line on stderr for each file says why)."""
     prepare()
+    return ending.run(PROGRAM, lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
     from pqtun.shell.client.scp import USAGE, parse_command
 
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    try:
-        command = parse_command(arguments)
-        if command.help:
-            print(USAGE)
-            return 0
-        return _run_to_end(command)
-    except UserError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return FAILURE
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    command = parse_command(arguments)
+    if command.help:
+        print(USAGE)
+        return 0
+    return _run_to_end(command)
 
 
 def _run_to_end(command: "ScpCommand") -> int:
@@ -45,7 +35,7 @@ def _run_to_end(command: "ScpCommand") -> int:
     from pqtun.shell.client.loopthread import close_loop
 
     loop = asyncio.new_event_loop()
-    copying = loop.create_task(_run(command))
+    copying = loop.create_task(_copy(command))
     ended_by: list[int] = []
 
     def end(number: int) -> None:
@@ -62,25 +52,17 @@ def _run_to_end(command: "ScpCommand") -> int:
         close_loop(loop)  # after a ^C at a question, too, which leaves everything as it is
 
 
-async def _run(command: "ScpCommand") -> int:
-    from pqtun.shell.client.connect import connect
-    from pqtun.shell.client.connections import Connections
+async def _copy(command: "ScpCommand") -> int:
+    from pqtun.shell.client.connections import Connections, terminal_connector
     from pqtun.shell.client.report import TerminalReport
     from pqtun.shell.client.scp import Scp
-    from pqtun.shell.client.ui import UserInterface
-
-    level = "QUIET" if command.quiet else f"DEBUG{min(command.verbose, 3)}" if command.verbose else "INFO"
-    ui = UserInterface(level=level, batch=command.batch)
-
-    async def connector(options: "Options") -> "asyncssh.SSHClientConnection":
-        return await connect(options, ui=ui)
 
     report = TerminalReport(PROGRAM, progress=not command.quiet, verbose=command.verbose > 0)
-    connections = Connections(command, connector)
+    connections = Connections(command, terminal_connector(command))
     done = False
     try:
         await Scp(command, connections, report).run()
         done = True
     finally:
         await connections.close(at_once=not done)
-    return FAILURE if report.faults else 0
+    return ending.FAILURE if report.faults else 0

@@ -1,14 +1,11 @@
 """``pqtun ssh-keyconvert``: a host's Ed25519 key to and from TinySSH's key directory."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pqtun.protocol.errors import UserError
+from pqtun.cli import ending
 from pqtun.shell import ssh
-
-FAILURE = 1
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,30 +31,25 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code: 0 done, 1 failed (one line on stderr says why). 2 is wrong usage."""
     wanted = parser().parse_args(list(arguments))
     ssh.prepare()
-    try:
-        (_to_tinyssh if wanted.way == "to-tinyssh" else _from_tinyssh)(wanted)
-    except UserError as error:
-        print(f"pqtun ssh-keyconvert: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILURE
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130  # as shells report SIGINT
-    return 0
+    convert = _to_tinyssh if wanted.way == "to-tinyssh" else _from_tinyssh
+    return ending.run("pqtun ssh-keyconvert", lambda: convert(wanted))
 
 
-def _to_tinyssh(wanted: argparse.Namespace) -> None:
+def _to_tinyssh(wanted: argparse.Namespace) -> int:
     from pqtun.cli.ssh_keys import passphrase_source  # these need asyncssh
     from pqtun.shell import keyfile, tinyssh
 
     key = keyfile.load_private(wanted.file, passphrase_source(wanted.passphrase))
     tinyssh.save(wanted.directory, key)
     print(f"{wanted.directory}: {keyfile.fingerprint(key)}")
+    return 0
 
 
-def _from_tinyssh(wanted: argparse.Namespace) -> None:
+def _from_tinyssh(wanted: argparse.Namespace) -> int:
     from pqtun.shell import keyfile, tinyssh  # these need asyncssh
 
     key = tinyssh.load(wanted.directory)
     key.set_comment(wanted.comment)
     keyfile.save_pair(wanted.file, key, wanted.passphrase)
     print(f"{wanted.file}: {keyfile.fingerprint(key)}")
+    return 0

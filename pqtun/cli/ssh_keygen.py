@@ -1,13 +1,13 @@
 """``pqtun ssh-keygen``: make, show and change keys and certificates, with the options of ssh-keygen(1)."""
 
 import getopt
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from pqtun.cli import ending
 from pqtun.protocol.errors import UserError
 from pqtun.shell import ssh
 
@@ -21,7 +21,6 @@ usage: pqtun ssh-keygen [-q] [-t mldsa44-ed25519 | ed25519] [-f file] [-C commen
        pqtun ssh-keygen -L [-f file]
 """
 
-FAILURE: Final = 1
 _WRONG_USAGE: Final = 2
 _TYPES: Final = {
     "mldsa44-ed25519": "ssh-mldsa44-ed25519",
@@ -135,16 +134,4 @@ def main(arguments: Sequence[str]) -> int:
     ssh.prepare()
     from pqtun.cli import ssh_keys  # needs asyncssh
 
-    try:
-        code = ssh_keys.ACTIONS[wanted.action](wanted)
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        print(f"pqtun ssh-keygen: {' '.join(str(error).split())}", file=sys.stderr)
-        return FAILURE
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130  # as shells report SIGINT
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at exit
-        return FAILURE
+    return ending.run("pqtun ssh-keygen", lambda: ssh_keys.ACTIONS[wanted.action](wanted))

@@ -13,7 +13,8 @@ from typing import Final
 import asyncssh
 from asyncssh.public_key import SSHOpenSSHCertificate
 
-from pqtun.cli.ssh_keygen import FAILURE, Arguments, serials
+from pqtun.cli.ending import FAILURE
+from pqtun.cli.ssh_keygen import Arguments, serials
 from pqtun.protocol.errors import UserError
 from pqtun.shell import certify, keyfile, validity
 

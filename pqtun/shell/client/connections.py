@@ -15,6 +15,20 @@ from pqtun.shell.client.remotestore import SUBSYSTEM, RemoteStore, open_sftp
 Connector: TypeAlias = Callable[[Options], Awaitable[asyncssh.SSHClientConnection]]
 """Connects and logs in; raises UserError. connect.connect with a UserInterface is one."""
 
+
+def terminal_connector(flags: CopyFlags) -> Connector:
+    """Return what connects as a command line says, with questions and remarks on the terminal."""
+    from pqtun.shell.client.connect import connect
+    from pqtun.shell.client.ui import UserInterface
+
+    ui = UserInterface(level=flags.level, batch=flags.batch)
+
+    async def connector(options: Options) -> asyncssh.SSHClientConnection:
+        return await connect(options, ui=ui)
+
+    return connector
+
+
 _Key: TypeAlias = tuple[str | None, str | None, int | None]
 
 

@@ -50,14 +50,19 @@ class CopyFlags:
     server: str | None = None  # subsystem, or path of a program on the host
     help: bool = False
 
+    @property
+    def level(self) -> str:
+        """How much is said of the connection, as ssh_config(5) has it (LogLevel)."""
+        return "QUIET" if self.quiet else f"DEBUG{min(self.verbose, 3)}" if self.verbose else "INFO"
+
     def for_host(self, location: Location) -> Options:
         """Return the options of the connection to a remote location."""
         assert location.host is not None
         named = [("user", location.user)] if location.user is not None else []
         if location.port is not None:
             named.append(("port", str(location.port)))
-        level = "QUIET" if self.quiet else f"DEBUG{min(self.verbose, 3)}" if self.verbose else None
-        own = [*_ALWAYS, *([("loglevel", level)] if level else []), *([("batchmode", "yes")] if self.batch else [])]
+        level = [("loglevel", self.level)] if self.quiet or self.verbose else []
+        own = [*_ALWAYS, *level, *([("batchmode", "yes")] if self.batch else [])]
         settings = [*named, *own, *self.ssh.settings]
         if not any(name == "forwardagent" for name, _ in self.ssh.settings):
             settings.append(("forwardagent", "no"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from pqtun.protocol.errors import UserError
 from pqtun.shell.client.printable import printable
 from pqtun.shell.client.progress import ProgressBar
 
@@ -42,12 +43,14 @@ class TerminalReport:
 
     @staticmethod
     def say(text: str) -> None:
-        """Print a line on stdout."""
+        """Print a line on stdout. Raises UserError if it cannot be written; that nobody reads on is no fault."""
         try:
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
-        except BrokenPipeError:  # nobody reads on, which is no fault of the connection
+        except OSError as error:  # not to be taken for one of a file or of the connection
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(error, BrokenPipeError):
+                raise UserError(f"standard output: {error.strerror}") from None
 
     @staticmethod
     def _line(text: str) -> None:
