@@ -21,7 +21,7 @@ from pqtun.shell.client.pipeline import Throttle
 from pqtun.shell.client.printable import printable
 from pqtun.shell.client.report import TerminalReport
 from pqtun.shell.client.sftpcompletion import CachedNames, local_names
-from pqtun.shell.client.sftpline import Command, parse
+from pqtun.shell.client.sftpline import Command, marked, parse
 from pqtun.shell.client.sftplocal import LocalCommands
 from pqtun.shell.client.sftpprompt import PROMPT, Prompt
 from pqtun.shell.client.sftpsession import Session
@@ -209,10 +209,10 @@ class Sftp:
 
     def _batch(self, lines: Iterator[str]) -> int:
         for line in lines:
-            done, command = self._one(line, echo=True)
-            if command is not None and command.name == "quit":
+            passed, last = self._one(line, echo=True)
+            if last:
                 return 0
-            if self._lost or not (done or (command is not None and command.may_fail)):
+            if self._lost or not passed:
                 return FAILURE
         return 0
 
@@ -220,10 +220,10 @@ class Sftp:
         """Obey lines of a stdin that is no terminal: faults do not end it, but the exit code tells of the last."""
         good = True
         for line in lines:
-            done, command = self._one(line, echo=True)
-            if command is not None and command.name == "quit":
+            passed, last = self._one(line, echo=True)
+            if last:
                 break
-            good = done or (command is not None and command.may_fail)
+            good = passed
             if self._lost:
                 return FAILURE
         return 0 if good else FAILURE
@@ -231,25 +231,24 @@ class Sftp:
     def _converse(self) -> int:
         with Prompt(self._remote_names, local_names) as prompt:
             while (line := prompt.read()) is not None:
-                _, command = self._one(line, echo=False)
-                if command is not None and command.name == "quit":
+                _, last = self._one(line, echo=False)
+                if last:
                     break
         return 0
 
-    def _one(self, line: str, *, echo: bool) -> tuple[bool, Command | None]:
-        """Obey a line; whether it succeeded, and what it said."""
-        try:
-            command = parse(line)
-        except UserError as error:
-            if echo:
-                self._report.say(f"{PROMPT}{printable(line)}")
-            self._report.fault(b"", str(error))
-            return False, None
-        if command is None:
-            return True, None
-        if echo and not command.quiet:
+    def _one(self, line: str, *, echo: bool) -> tuple[bool, bool]:
+        """Obey a line; whether it succeeded or may fail, and whether it was the last one."""
+        marks, text = marked(line)
+        if echo and "@" not in marks and text and not text.startswith("#"):
             self._report.say(f"{PROMPT}{printable(line)}")
-        return self._obey(command), command
+        try:
+            command = parse(text)
+        except UserError as error:
+            self._report.fault(b"", str(error))
+            return "-" in marks, False
+        if command is None:
+            return True, False
+        return self._obey(command) or "-" in marks, command.name == "quit"
 
     def _obey(self, command: Command) -> bool:
         if command.name == "quit":

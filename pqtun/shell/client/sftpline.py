@@ -91,8 +91,6 @@ class Command:
     flags: frozenset[str] = frozenset()
     words: tuple[Word, ...] = ()
     rest: str = ""
-    may_fail: bool = False  # "-" before it: a batch goes on if it fails
-    quiet: bool = False  # "@" before it: a batch does not show it
 
 
 @dataclass(frozen=True)
@@ -152,16 +150,21 @@ def quoted(name: bytes, quote: str = "") -> str:
     return "".join("\\" + letter if letter in special else letter for letter in text)
 
 
-def parse(line: str) -> Command | None:
-    """Read a line; None if it is empty or a comment. Raises UserError."""
+def marked(line: str) -> tuple[str, str]:
+    """Return what stands before the command of a line, and the rest.
+
+    After ``-`` a batch goes on if the line fails, after ``@`` it is not shown.
+    """
     text = line.strip()
-    may_fail = quiet = False
-    while text[:1] in ("-", "@") and text[:1]:
-        may_fail |= text[0] == "-"
-        quiet |= text[0] == "@"
-        text = text[1:].lstrip()
+    rest = text.lstrip("-@ \t")
+    return text[: len(text) - len(rest)], rest
+
+
+def parse(line: str) -> Command | None:
+    """Read a line without marks; None if it is empty or a comment. Raises UserError."""
+    text = line.strip()
     if text.startswith("!"):
-        return Command("!", rest=text[1:].strip(), may_fail=may_fail, quiet=quiet)
+        return Command("!", rest=text[1:].strip())
     found = split(text)
     if found.quote:
         raise UserError("a quote is not closed")
@@ -175,11 +178,11 @@ def parse(line: str) -> Command | None:
     first_end = found.words[1].begin if len(found.words) > 1 else len(text)
     rest = text[first_end:].strip()
     if name == "lls":
-        return Command(name, rest=rest, may_fail=may_fail, quiet=quiet)
+        return Command(name, rest=rest)
     flags, words = _flags(name, syntax, found.words[1:])
     if not syntax.least <= len(words) <= syntax.most:
         raise UserError(f"usage: {syntax.usage}")
-    return Command(name, flags, words, rest, may_fail, quiet)
+    return Command(name, flags, words, rest)
 
 
 def _flags(name: str, syntax: Syntax, words: tuple[Word, ...]) -> tuple[frozenset[str], tuple[Word, ...]]:

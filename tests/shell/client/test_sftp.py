@@ -181,6 +181,13 @@ def test_a_batch_ends_at_its_first_fault(client: Client) -> None:
     assert os.listdir(client.here) == []
 
 
+def test_lines_that_mean_nothing_may_fail_too(client: Client) -> None:
+    result = client.batch("-nonsense\n-get\n@-put 'x\n# nothing\n!touch reached\n")
+    assert result.returncode == 0, result.stderr
+    assert os.listdir(client.here) == ["reached"]
+    assert result.stdout.splitlines() == [b"sftp> -nonsense", b"sftp> -get", b"sftp> !touch reached"]
+
+
 def test_names_that_are_not_utf8(client: Client) -> None:
     name = b"\xff\xfe \x1b[31m"
     Path(os.fsdecode(os.fsencode(client.there) + b"/" + name)).write_text("odd")

@@ -18,7 +18,7 @@ from pqtun.shell.client.location import Location  # noqa: E402
 from pqtun.shell.client.options import UsageError  # noqa: E402
 from pqtun.shell.client.sftp import parse_command  # noqa: E402
 from pqtun.shell.client.sftpcompletion import CachedNames, complete, local_names  # noqa: E402
-from pqtun.shell.client.sftpline import ALIASES, COMMANDS, help_text, parse, quoted, split  # noqa: E402
+from pqtun.shell.client.sftpline import ALIASES, COMMANDS, help_text, marked, parse, quoted, split  # noqa: E402
 from pqtun.shell.client.sftplisting import Listed, human, in_columns, lines, ordered, space  # noqa: E402
 from pqtun.shell.client.store import Entry  # noqa: E402
 
@@ -81,11 +81,11 @@ def test_every_command_keeps_to_its_syntax(name: str, words: list[str]) -> None:
 
 
 def test_lines() -> None:
-    command = parse("-@get -rp 'a b' c")
+    command = parse("get -rp 'a b' c")
     assert command is not None
     assert (command.name, command.flags, [word.text for word in command.words]) == ("get", {"r", "p"}, [b"a b", b"c"])
-    assert command.may_fail
-    assert command.quiet
+    assert marked(" - @ get -rp x ") == ("- @ ", "get -rp x")
+    assert marked("ls -l") == ("", "ls -l")
     shell = parse("!ls 'x")
     assert shell is not None
     assert shell.rest == "ls 'x"
