@@ -51,11 +51,13 @@ def test_size_and_type(sshd: Sshd) -> None:
     with shell(sshd) as terminal:
         terminal.type("stty size; echo $TERM\r")
         terminal.wait_for("24 80\r\nxterm")
-        terminal.type("trap 'stty size; echo changed' WINCH; echo set\r")
-        terminal.wait_for("set")
         terminal.resize(40, 133)
-        terminal.type("\r")
-        assert "40 133" in terminal.wait_for("changed")
+
+        def changed() -> bool:
+            terminal.type("stty size; echo asked\r")
+            return "40 133" in terminal.wait_for("asked")
+
+        wait_until(changed, 10, "the new size")
 
 
 def test_keys_that_would_steer_a_terminal_go_through(sshd: Sshd) -> None:
