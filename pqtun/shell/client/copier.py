@@ -15,10 +15,11 @@ from pqtun.shell.client.store import Entry, File, Kind, Store, kind_of
 
 MAX_DEPTH: Final = 64
 """Directories in directories; links that lead back would have no end."""
+OWNER_MAY_ALL: Final = 0o700
+"""What the owner of a directory may do while it is filled."""
 
 _NEW_FILE: Final = 0o666
 _NEW_DIRECTORY: Final = 0o777
-_OWNER_MAY_ALL: Final = 0o700  # while a directory is filled
 _UNSET: Final = "it was copied, but the times and permissions of {} could not be set"
 _NO_SPACE_BELOW: Final = 64 << 10  # bytes free when a server's "failure" is taken for a full disk
 
@@ -84,6 +85,7 @@ class Copier:
         block_size = min(settings.block_size or largest, largest)
         self._flow = Flow(block_size, settings.depth, settings.throttle)
         self.faults = 0
+        self._into: object = None  # what the directory that is copied to is known by, where it may be in the source
         self._behind: set[asyncio.Task[None]] = set()
 
     async def copy(self, path: bytes, target: bytes, *, into: bool) -> None:
@@ -119,30 +121,32 @@ class Copier:
 
     async def _directory(self, path: bytes, target: bytes, entry: Entry, place: _Place) -> None:
         self._report.note(f"{printable(path)}/ -> {printable(target)}/")
+        if place.depth and self._into is not None and await self._source.identity(path) == self._into:
+            raise CopyFault("a directory is not copied into itself")
         names = await self._source.names(path)
         permissions = entry.permissions(_NEW_DIRECTORY)
         kind = None if place.empty else await kind_of(self._target, target)
         made = kind is None
         try:
             if made:
-                await self._target.make_directory(target, permissions | _OWNER_MAY_ALL)
+                await self._target.make_directory(target, permissions | OWNER_MAY_ALL)
         except FILE_FAULTS as error:
             raise CopyFault(f"cannot make {printable(target)}: {reason(error)}") from error
         if not made and kind is not Kind.DIRECTORY:
             raise CopyFault(f"cannot make {printable(target)}: something that is no directory is there")
+        if not place.depth and self._source is self._target:
+            self._into = await self._target.identity(target)
         for name, known in names:
             if b"/" in name or b"\0" in name or name in (b"", b".", b".."):
                 self._fault(path, f"the server names a file {printable(name)!r} in it, which is not taken")
                 continue
             inside = _Place(place.depth + 1, known, empty=made)
             await self._copy(posixpath.join(path, name), posixpath.join(target, name), inside)
-        times = _times(entry) if self._settings.preserve else None
-        narrowed = made and permissions | _OWNER_MAY_ALL != permissions
-        if times is not None or narrowed:
-            try:
-                await self._target.set_attributes(target, permissions, times)
-            except FILE_FAULTS as error:
-                raise CopyFault(f"{_UNSET.format(printable(target))}: {reason(error)}") from error
+        try:
+            told = None if entry.mode is None else permissions
+            await complete_directory(self._target, target, told, _times(entry), made=made, settings=self._settings)
+        except FILE_FAULTS as error:
+            raise CopyFault(f"{_UNSET.format(printable(target))}: {reason(error)}") from error
 
     async def _file(self, path: bytes, target: bytes, place: _Place) -> None:
         source = await self._source.open_source(path)
@@ -155,7 +159,8 @@ class Copier:
             await self._bytes(source, written, path, target, entry)
             if self._settings.preserve:
                 try:
-                    await written.set_attributes(entry.permissions(_NEW_FILE), _times(entry))
+                    told = None if entry.mode is None else entry.permissions(_NEW_FILE)
+                    await written.set_attributes(told, _times(entry))
                 except FILE_FAULTS as error:
                     self._fault(path, f"{_UNSET.format(printable(target))}: {reason(error)}")
             if self._settings.fsync:
@@ -256,6 +261,27 @@ class Copier:
         task = asyncio.ensure_future(coroutine)
         self._behind.add(task)
         task.add_done_callback(self._behind.discard)
+
+
+async def complete_directory(
+    store: Store,
+    path: bytes,
+    permissions: int | None,
+    times: tuple[float, float] | None,
+    *,
+    made: bool,
+    settings: CopySettings,
+) -> None:
+    """Give a directory that has been filled the permissions and times of its source, as far as these are told.
+
+    Without -p one that we ``made`` only loses what its owner needed to fill it; the umask has taken the rest.
+    """
+    wanted = permissions if settings.preserve else None
+    if made and wanted is None and permissions is not None and ~permissions & OWNER_MAY_ALL:
+        wanted = (await store.stat(path)).permissions(permissions) & permissions
+    kept = times if settings.preserve else None
+    if wanted is not None or kept is not None:
+        await store.set_attributes(path, wanted, kept)
 
 
 def last_component(path: bytes) -> bytes:

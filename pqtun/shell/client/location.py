@@ -41,6 +41,8 @@ def parse(argument: str) -> Location:
     A colon makes it remote unless a slash or nothing stands before it; an IPv6 address stands in brackets. Raises
     UserError.
     """
+    if not argument:
+        raise UserError("an empty name is none of a file: expected [user@]host:path or a path")
     if argument.startswith("scp://"):
         return _uri(argument, "scp://")
     colon = _colon(argument)

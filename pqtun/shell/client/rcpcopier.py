@@ -10,7 +10,15 @@ from typing import Final
 
 from pqtun.protocol.errors import MessageError
 from pqtun.shell.client import rcp
-from pqtun.shell.client.copier import Bar, ConnectionGone, CopySettings, Report, last_component
+from pqtun.shell.client.copier import (
+    OWNER_MAY_ALL,
+    Bar,
+    ConnectionGone,
+    CopySettings,
+    Report,
+    complete_directory,
+    last_component,
+)
 from pqtun.shell.client.faults import FILE_FAULTS, LOST, CopyFault, reason
 from pqtun.shell.client.globbing import alternatives, matches
 from pqtun.shell.client.localstore import LocalStore
@@ -18,7 +26,6 @@ from pqtun.shell.client.printable import printable
 from pqtun.shell.client.store import PERMISSIONS, Entry, File, Kind, kind_of
 
 MAX_DEPTH: Final = 64
-_OWNER_MAY_ALL: Final = 0o700
 
 
 class Expected:
@@ -26,11 +33,15 @@ class Expected:
 
     def __init__(self, pattern: bytes | None) -> None:
         """`pattern` is the path as it was typed, None if every name is welcome (-T)."""
-        self._patterns = None if pattern is None else [last_component(path) for path in alternatives(pattern)]
+        paths = None if pattern is None else [pattern, *alternatives(pattern)]
+        self._patterns = None if paths is None else [last_component(path) for path in paths]
 
     def __contains__(self, name: bytes) -> bool:
         """Whether it may come."""
-        return self._patterns is None or any(matches(pattern, name) for pattern in self._patterns)
+        return self._patterns is None or any(
+            name == pattern or matches(pattern, name)  # what a shell finds nothing for, it takes as it is
+            for pattern in self._patterns
+        )
 
 
 class Receiver:
@@ -106,7 +117,7 @@ class Receiver:
             kind = await kind_of(self._store, path)
             made = kind is None
             if made:
-                await self._store.make_directory(path, permissions | _OWNER_MAY_ALL)
+                await self._store.make_directory(path, permissions | OWNER_MAY_ALL)
             elif kind is not Kind.DIRECTORY:
                 raise NotADirectoryError(errno.ENOTDIR, "")
         except OSError as error:
@@ -114,10 +125,8 @@ class Receiver:
             return
         await self._stream.accept()
         await self._level(path, True, depth + 1)
-        narrowed = made and permissions | _OWNER_MAY_ALL != permissions
         try:
-            wanted = permissions if self._settings.preserve or narrowed else None
-            await self._store.set_attributes(path, wanted, times if self._settings.preserve else None)
+            await complete_directory(self._store, path, permissions, times, made=made, settings=self._settings)
         except OSError as error:
             self._fault(path, reason(error))
 

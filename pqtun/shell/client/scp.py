@@ -165,8 +165,11 @@ class Scp:
         path = await self._path(source)
         if not isinstance(store, RemoteStore):
             return [path]
+        patterns = alternatives(path)
+        if patterns != [path] and await store.exists(unescape(path)):
+            patterns = [path]  # there are names with braces
         found: list[bytes] = []
-        for pattern in alternatives(path):
+        for pattern in patterns:
             plain = unescape(pattern)
             if is_pattern(pattern):
                 found += await expand(pattern, store.path_names, store.exists) or [pattern]

@@ -113,6 +113,15 @@ def test_braces_and_names_that_look_like_patterns(sshd: InetdSshd, tmp_path: Pat
     assert sorted(os.listdir(tmp_path / "target")) == ["x.one", "x.two", "y[1]", "z\\z"]
 
 
+@pytest.mark.parametrize(("name", "old"), [("a,{b,c}", ()), ("[x]", ()), ("?[", ()), ("[x]", ("-O",)), ("?[", ("-O",))])
+def test_a_pattern_that_fits_nothing_else_is_a_name(
+    sshd: InetdSshd, tmp_path: Path, name: str, old: tuple[str]
+) -> None:
+    (tmp_path / name).write_text(name)
+    assert scp(sshd.connect, *old, f"host:{tmp_path}/{name}", tmp_path / "copy") == 0
+    assert (tmp_path / "copy").read_text() == name
+
+
 @BOTH
 def test_faults_are_told_and_the_rest_is_copied(
     sshd: InetdSshd, tmp_path: Path, capfd: pytest.CaptureFixture[str], old: tuple[str]
@@ -174,6 +183,28 @@ def test_a_file_is_not_copied_onto_itself(sshd: InetdSshd, tmp_path: Path) -> No
         assert scp(sshd.connect, tmp_path / one, tmp_path / other) == 1
         assert scp(sshd.connect, f"host:{tmp_path}/{one}", f"host:{tmp_path}/{other}") == 1
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_directory_is_not_copied_into_itself(
+    sshd: InetdSshd, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "top" / "sub").mkdir(parents=True)
+    (tmp_path / "top" / "file").write_text("x")
+    for host in ("", "host:"):
+        assert scp(sshd.connect, "-r", f"{host}{tmp_path}/top", f"{host}{tmp_path}/top/sub") == 1
+        assert contents(tmp_path) == {"top/file": b"x", "top/sub/top/file": b"x"}
+        assert "top/sub/top: a directory is not copied into itself" in capfd.readouterr().err
+
+
+@BOTH
+def test_a_directory_gets_no_more_than_the_umask_lets(sshd: InetdSshd, tmp_path: Path, old: tuple[str]) -> None:
+    for name in ("open", "closed"):
+        (tmp_path / "there" / name).mkdir(parents=True)
+        (tmp_path / "there" / name / "file").write_text("x")
+        (tmp_path / "there" / name).chmod(0o577 if name == "open" else 0o111)
+    assert scp(sshd.connect, "-r", *old, f"host:{tmp_path}/there", tmp_path / "here") == 0
+    assert (tmp_path / "here" / "open").stat().st_mode & 0o777 == 0o577 & ~0o022
+    assert (tmp_path / "here" / "closed").stat().st_mode & 0o777 == 0o111
 
 
 @BOTH

@@ -200,6 +200,21 @@ def test_no_set_user_id_bits_come_with_files(tmp_path: Path) -> None:
     assert (tmp_path / "asked").stat().st_mode & 0o7777 == 0o755
 
 
+def test_permissions_that_are_not_told_are_those_of_new_files(tmp_path: Path) -> None:
+    class Silent(sftp_with([])):  # type: ignore[misc]
+        def stat(self, path: bytes) -> asyncssh.SFTPAttrs:
+            return asyncssh.SFTPAttrs(size=len(CONTENT), atime=7, mtime=7)
+
+        lstat = stat
+
+        def fstat(self, file_obj: object) -> asyncssh.SFTPAttrs:
+            return self.stat(b"")
+
+    assert scp(OwnServer(sftp=Silent).connect, "-p", "host:file", tmp_path / "copy") == 0
+    assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o666 & ~0o022
+    assert (tmp_path / "copy").stat().st_mtime == 7
+
+
 def test_control_characters_of_servers_are_not_obeyed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert scp(old_source(b"\1scp: \x1b[2Jbad\r\n").connect, "-O", "host:asked", tmp_path) == 1
     said = capfd.readouterr().err

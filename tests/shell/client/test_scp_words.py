@@ -46,7 +46,6 @@ ARGUMENTS = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_s
         ("[a", Location(None, b"[a")),
         ("[a]b", Location(None, b"[a]b")),
         ("file[1]:x", Location("file[1]", b"x")),
-        ("", Location(None, b"")),
     ],
 )
 def test_locations(argument: str, location: Location) -> None:
@@ -65,6 +64,7 @@ def test_locations(argument: str, location: Location) -> None:
         "scp://[::1/",
         "scp://h:x/",
         "user@:x",
+        "",
     ],
 )
 def test_no_locations(argument: str) -> None:
