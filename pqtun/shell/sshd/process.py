@@ -5,10 +5,12 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from typing import Final
 
 log = logging.getLogger(__name__)
 
-_PR_SET_NAME = 15  # linux/prctl.h
+_PR_SET_NAME: Final = 15  # linux/prctl.h
+_HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
 def start(name: str, body: Callable[[], None]) -> int:
@@ -17,7 +19,13 @@ def start(name: str, body: Callable[[], None]) -> int:
     ``name``: what ps(1) shows of it, at most 15 bytes. The child has default signal actions, but what a terminal sends
     to all of its processes does not end it: each ends when the connection that it serves does.
     """
-    pid = os.fork()
+    # What is for the child must not be taken by the handlers that it has of its parent: they share a wake-up pipe.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+    try:
+        pid = os.fork()
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise
     if pid == 0:
         code = 1
         try:
@@ -32,6 +40,7 @@ def start(name: str, body: Callable[[], None]) -> int:
         finally:
             logging.shutdown()
             os._exit(code)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pid
 
 
