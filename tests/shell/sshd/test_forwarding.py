@@ -179,7 +179,7 @@ def test_what_cannot_be_reached_is_refused_with_a_reason(world: World) -> None:
                     with pytest.raises(asyncssh.ChannelOpenError, match=reason):
                         await connection.open_connection(host, port)
                 with pytest.raises(asyncssh.ChannelOpenError, match="No such file"):
-                    await connection.open_unix_connection("/nonexistent/socket")
+                    await connection.open_unix_connection("/home/alice/missing/socket")
                 with pytest.raises(asyncssh.ChannelOpenError, match="Permission denied"):
                     await connection.open_unix_connection("/run/roots")
                 with pytest.raises(asyncssh.ChannelListenError):
