@@ -26,6 +26,13 @@ def entry_of(status: os.stat_result) -> Entry:
     )
 
 
+def _known(found: os.DirEntry[bytes]) -> Entry:
+    try:
+        return entry_of(found.stat(follow_symlinks=False))
+    except OSError:  # it may have gone meanwhile; who wants to copy it will be told
+        return Entry()
+
+
 class LocalFile:
     """An open file of this host. Writes come in order, so that pipes and terminals can be targets too."""
 
@@ -84,7 +91,7 @@ class LocalStore:
     async def names(self, path: bytes) -> list[tuple[bytes, Entry]]:
         """As Store has it."""
         with os.scandir(path) as found:
-            return sorted((entry.name, entry_of(entry.stat(follow_symlinks=False))) for entry in found)
+            return sorted(((entry.name, _known(entry)) for entry in found), key=lambda item: item[0])
 
     async def make_directory(self, path: bytes, permissions: int) -> None:
         """As Store has it."""

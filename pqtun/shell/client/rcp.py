@@ -19,6 +19,7 @@ from pqtun.shell.client.faults import FILE_FAULTS, LOST, CopyFault, reason
 from pqtun.shell.client.printable import printable
 
 MAX_LINE: Final = 8192  # bytes; paths have 4096 at most
+MAX_TIME: Final = 1 << 53  # seconds since 1970; no file system has later ones
 BLOCK_SIZE: Final = 256 << 10
 WRITE_AHEAD: Final = 2 << 20  # bytes that wait here for the connection
 
@@ -83,7 +84,10 @@ def parse(line: bytes) -> Announcement:
     if kind == b"E" and not rest:
         return DirectoryEnds()
     if kind == b"T" and (times := _TIMES.fullmatch(rest)):
-        return TimesCome(int(times[2]), int(times[1]))
+        atime, mtime = int(times[2]), int(times[1])
+        if max(atime, mtime) > MAX_TIME:
+            raise MessageError("time")
+        return TimesCome(atime, mtime)
     if kind in (b"C", b"D") and (fields := _ANNOUNCED.fullmatch(rest)):
         permissions, size, name = int(fields[1], 8) & 0o7777, int(fields[2]), fields[3]
         if b"/" in name or b"\0" in name or name in (b".", b".."):

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.root
 
 BOTH = pytest.mark.parametrize("old", [(), ("-O",)], ids=["sftp", "old"])
 MTIME = 1_600_000_000
+NOBODY = 65534
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +206,24 @@ def test_a_directory_gets_no_more_than_the_umask_lets(sshd: InetdSshd, tmp_path:
     assert scp(sshd.connect, "-r", *old, f"host:{tmp_path}/there", tmp_path / "here") == 0
     assert (tmp_path / "here" / "open").stat().st_mode & 0o777 == 0o577 & ~0o022
     assert (tmp_path / "here" / "closed").stat().st_mode & 0o777 == 0o111
+
+
+def test_each_file_that_cannot_be_seen_is_told(
+    sshd: InetdSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, mode in (("list", 0o444), ("out", 0o777), (".", 0o755)):  # of list, names can be read, nothing else can
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name).chmod(mode)
+    for name in ("one", "two"):
+        (tmp_path / "list" / name).touch()
+    monkeypatch.chdir(tmp_path)  # there is no way to it for others
+    os.seteuid(NOBODY)
+    try:
+        assert scp(sshd.connect, "-r", "list", "out") == 2
+    finally:
+        os.seteuid(0)
+    said = capfd.readouterr().err
+    assert all(f"list/{name}: Permission denied" in said for name in ("one", "two"))
 
 
 @BOTH

@@ -187,12 +187,13 @@ def test_old_protocol_takes_every_name_if_told_so(tmp_path: Path) -> None:
         b"E\n",
         b"D0755 0 asked\n",
         b"T0 0 0\n",
+        b"T9223372036854775807 0 0 0\n" + file_line(b"asked"),
         b"\2scp: over\n",
         b"C" * 20000,
     ],
 )
 def test_old_protocol_broken(tmp_path: Path, sends: bytes) -> None:
-    assert scp(old_source(sends).connect, "-O", "host:asked", tmp_path / "copy") == 1
+    assert scp(old_source(sends).connect, "-Op", "host:asked", tmp_path / "copy") == 1
 
 
 def test_no_set_user_id_bits_come_with_files(tmp_path: Path) -> None:
