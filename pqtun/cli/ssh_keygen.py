@@ -58,11 +58,18 @@ class Arguments:
 def parse(arguments: Sequence[str]) -> Arguments:
     """Read the command line. Raises UserError."""
     try:
-        pairs, files = getopt.gnu_getopt(list(arguments), "t:f:C:N:P:plyE:qa:b:s:I:n:V:z:hO:L")
+        pairs, files = getopt.gnu_getopt(list(arguments), "t:f:C:N:P:plyE:qa:b:s:I:n:V:z:hO:L", ["help"])
     except getopt.GetoptError as error:
         raise UserError(f"{error.msg}\n{USAGE}") from None
     found = Arguments(files=[Path(file) for file in files])
-    actions = {"-p": "passphrase", "-l": "fingerprint", "-y": "public", "-L": "certificate", "-s": "certify"}
+    actions = {
+        "-p": "passphrase",
+        "-l": "fingerprint",
+        "-y": "public",
+        "-L": "certificate",
+        "-s": "certify",
+        "--help": "help",
+    }
     asked = {actions[flag] for flag, _ in pairs if flag in actions}
     if len(asked) > 1:
         raise UserError("only one of -p, -l, -y, -L and -s can be done at once")

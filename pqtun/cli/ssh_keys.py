@@ -14,12 +14,14 @@ import asyncssh
 from asyncssh.public_key import SSHOpenSSHCertificate
 
 from pqtun.cli.ending import FAILURE
-from pqtun.cli.ssh_keygen import Arguments, serials
+from pqtun.cli.ssh_keygen import USAGE, Arguments, serials
 from pqtun.protocol.errors import UserError
 from pqtun.shell import certify, keyfile, validity
 
 DEFAULT_NAMES: Final = {"ssh-mldsa44-ed25519": "id_mldsa44_ed25519", "ssh-ed25519": "id_ed25519"}
 """File names in ~/.ssh, as OpenSSH has them."""
+
+_STDIN: Final = Path("/dev/stdin")
 
 
 def generate(wanted: Arguments) -> int:
@@ -66,8 +68,9 @@ def print_public(wanted: Arguments) -> int:
 
 
 def print_fingerprint(wanted: Arguments) -> int:
-    """Print the fingerprints of a file's keys."""
-    print("\n".join(keyfile.fingerprints(_existing(wanted), wanted.hash_name)))
+    """Print the fingerprints of the keys in a file, or in what stands for it: - for standard input."""
+    path = _STDIN if wanted.file == Path("-") else _existing(wanted)
+    print("\n".join(keyfile.fingerprints(path, wanted.hash_name)))
     return 0
 
 
@@ -104,6 +107,12 @@ def sign_certificates(wanted: Arguments) -> int:
     return 0
 
 
+def print_usage(wanted: Arguments) -> int:
+    """Print what can be asked for."""
+    print(USAGE, end="")
+    return 0
+
+
 ACTIONS: Mapping[str, Callable[[Arguments], int]] = {
     "generate": generate,
     "passphrase": change_passphrase,
@@ -111,6 +120,7 @@ ACTIONS: Mapping[str, Callable[[Arguments], int]] = {
     "fingerprint": print_fingerprint,
     "certificate": print_certificate,
     "certify": sign_certificates,
+    "help": print_usage,
 }
 
 
@@ -122,7 +132,7 @@ def _ssh_directory() -> Path:
 
 
 def _existing(wanted: Arguments) -> Path:
-    """The file of -f, or the first default key that is there, or what the person answers."""
+    """The file of -f or the first default key that is there, or what the person answers."""
     if wanted.file:
         return wanted.file
     defaults = [_ssh_directory() / name for name in DEFAULT_NAMES.values()]

@@ -9,6 +9,7 @@ from ipaddress import ip_network
 from typing import Any, Final
 
 import asyncssh
+from asyncssh.packet import SSHPacket, String
 from asyncssh.public_key import CERT_TYPE_HOST, SSHOpenSSHCertificate
 
 from pqtun.protocol.errors import UserError
@@ -125,7 +126,7 @@ def describe_certificate(certificate: asyncssh.SSHCertificate) -> list[str]:
     return [
         f"Type: {certificate.get_algorithm()} {'host' if host else 'user'} certificate",
         f"Public key: {type_name(certificate.key)[0]}-CERT {certificate.key.get_fingerprint()}",
-        f"Signing CA: {type_name(authority)[0]} {authority.get_fingerprint()} (using {authority.get_algorithm()})",
+        f"Signing CA: {type_name(authority)[0]} {authority.get_fingerprint()} (using {_signed_with(certificate)})",
         f'Key ID: "{printable(certificate._key_id)}"',
         f"Serial: {certificate._serial}",
         f"Valid: {describe(certificate._valid_after, certificate._valid_before)}",
@@ -133,6 +134,12 @@ def describe_certificate(certificate: asyncssh.SSHCertificate) -> list[str]:
         *_list("Critical Options", [f"{name} {_value(options[name])}" for name in critical]),
         *_list("Extensions", extensions),
     ]
+
+
+def _signed_with(certificate: SSHOpenSSHCertificate) -> str:
+    """The algorithm of the signature, the last field, which comes after the CA's key; RSA keys have several."""
+    signature = certificate.public_data.rpartition(String(certificate.signing_key.public_data))[2]
+    return SSHPacket(SSHPacket(signature).get_string()).get_string().decode(errors="replace")
 
 
 def _value(value: object) -> str:

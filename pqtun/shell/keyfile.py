@@ -37,6 +37,10 @@ _TYPE_NAMES: Final = {
     "ssh-mldsa44-ed25519": ("MLDSA44-ED25519", 512),
     "ssh-ed25519": ("ED25519", 256),
     "sk-ssh-ed25519@openssh.com": ("ED25519-SK", 256),
+    "sk-ecdsa-sha2-nistp256@openssh.com": ("ECDSA-SK", 256),
+    "ssh-ed448": ("ED448", 456),
+    "ssh-rsa": ("RSA", 0),  # 0: of many sizes
+    "ssh-dss": ("DSA", 0),
 }
 
 
@@ -251,12 +255,8 @@ def write(path: Path, data: bytes, mode: int, replace: bool) -> None:
 
 def type_name(key: asyncssh.SSHKey) -> tuple[str, int]:
     """What ssh-keygen calls a key's type, and its size in bits."""
-    algorithm = key.get_algorithm()
-    known = _TYPE_NAMES.get(algorithm)
-    if known:
-        return known
-    bits: int = key.pyca_key.key_size  # type: ignore[union-attr]  # RSA and ECDSA have it
-    return ("RSA" if algorithm == "ssh-rsa" else "ECDSA"), bits
+    name, bits = _TYPE_NAMES.get(key.get_algorithm(), ("ECDSA", 0))
+    return name, bits or key.pyca_key.key_size  # type: ignore[union-attr]  # what has no size of its own is above
 
 
 def fingerprint(key: asyncssh.SSHKey, hash_name: str = "sha256") -> str:

@@ -181,6 +181,18 @@ def test_fingerprint_is_printed(run, tmp_path):
     assert run("-lE", "md5", "-f", tmp_path / "key")[1].startswith("512 MD5:")
 
 
+def test_fingerprints_of_standard_input(run, tmp_path):
+    run("-q", "-f", tmp_path / "key", "-N", "", "-C", "c")
+    argv = [sys.executable, "-m", "pqtun.cli.main", "ssh-keygen", "-lf", "-"]
+    with (tmp_path / "key.pub").open() as public:
+        ended = subprocess.run(argv, stdin=public, capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stdout) == (0, run("-lf", tmp_path / "key")[1])
+
+
+def test_help(run):
+    assert run("--help") == (0, ssh_keygen.USAGE, "")
+
+
 # --- certificates ---
 
 

@@ -1,3 +1,5 @@
+import subprocess
+
 import asyncssh
 import pytest
 from asyncssh.public_key import CERT_TYPE_HOST, CERT_TYPE_USER
@@ -57,6 +59,20 @@ def test_recorded_certificate():
     assert lines[2].startswith("Signing CA: MLDSA44-ED25519 SHA256:LepoCVdVsZ+r8VNDsiyRVT/sgbNSpUTyvAvii8rQmso (using ")
     assert 'Key ID: "alice-id"' in lines
     assert "Serial: 42" in lines
+
+
+@pytest.mark.parametrize("signed_with", ["rsa-sha2-256", "rsa-sha2-512"])
+def test_certificates_of_ssh_keygen(tmp_path, signed_with):
+    def ssh_keygen(*words):
+        return subprocess.run(
+            ["ssh-keygen", *words], cwd=tmp_path, check=True, timeout=60, capture_output=True, text=True
+        ).stdout
+
+    ssh_keygen("-q", "-t", "rsa", "-N", "", "-f", "ca")
+    ssh_keygen("-q", "-t", "ed25519", "-N", "", "-f", "key")
+    ssh_keygen("-q", "-s", "ca", "-t", signed_with, "-I", "id", "-n", "alice", "-V", "-1h:+2d", "key.pub")
+    lines = [line.removeprefix(" " * 8).rstrip() for line in ssh_keygen("-Lf", "key-cert.pub").splitlines()[1:]]
+    assert describe_certificate(asyncssh.read_certificate(tmp_path / "key-cert.pub")) == lines
 
 
 def test_default_options_permit():

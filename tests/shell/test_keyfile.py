@@ -2,11 +2,12 @@ import errno
 import os
 import stat
 import subprocess
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from pathlib import Path
 
 import asyncssh
 import pytest
+from asyncssh.packet import SSHPacket, String
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -205,7 +206,7 @@ def test_errors_hold_no_secret(tmp_path):
     assert caught.value.__suppress_context__
 
 
-@pytest.mark.parametrize("kind", ["ed25519", "rsa", "ecdsa"])
+@pytest.mark.parametrize("kind", ["ed25519", "rsa", "ecdsa", "dsa"])
 @pytest.mark.parametrize("passphrase", ["", "secret"])
 def test_fingerprints_are_those_of_ssh_keygen(tmp_path, kind, passphrase):
     path = tmp_path / "key"
@@ -231,6 +232,21 @@ def test_fingerprint_of_the_recorded_key(tmp_path):
     assert keyfile.fingerprints(path) == [line.replace("interop@test", "no comment")]
     (tmp_path / "id_mldsa44_ed25519.pub").write_bytes((SSH / "id_mldsa44_ed25519.pub").read_bytes())
     assert keyfile.fingerprints(path) == [line]
+
+
+def test_fingerprints_of_keys_that_ssh_keygen_does_not_make(tmp_path):
+    (tmp_path / "ed448.pub").write_bytes(asyncssh.generate_private_key("ssh-ed448", "c").export_public_key())
+    (line,) = keyfile.fingerprints(tmp_path / "ed448.pub")
+    assert line.startswith("456 SHA256:")
+    assert line.endswith(" c (ED448)")
+    point = SSHPacket(asyncssh.generate_private_key("ecdsa-sha2-nistp256").public_data[4 + 19 + 4 + 8 :]).get_string()
+    name = "sk-ecdsa-sha2-nistp256@openssh.com"  # of a device, which makes it
+    blob = String(name) + String("nistp256") + String(point) + String("ssh:")
+    (tmp_path / "sk.pub").write_text(f"{name} {b64encode(blob).decode()} c\n")
+    shown = subprocess.run(
+        ["ssh-keygen", "-lf", tmp_path / "sk.pub"], check=True, timeout=20, capture_output=True, text=True
+    ).stdout
+    assert keyfile.fingerprints(tmp_path / "sk.pub") == shown.splitlines()
 
 
 def test_fingerprints_of_many_keys(tmp_path):
