@@ -8,6 +8,7 @@ from typing import Any
 
 from pqtun.cli import options
 from pqtun.shell.auditcheck import Report, verify
+from pqtun.shell.client.printable import printable
 
 FAILURE = 1
 _SUMMARY = "Check the audit log of the shell."
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(_document(report), indent=2))
     else:
-        print("\n".join(_text(report)))
+        print("\n".join(map(printable, _text(report))))  # a log may be made up to do things to a terminal
     return FAILURE if report.problem else 0
 
 

@@ -1,6 +1,7 @@
 """Reads an audit log and says what, if anything, has been done to it since it was written."""
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from pqtun.protocol.errors import UserError
-from pqtun.shell.audit import head_path
+from pqtun.shell.audit import head_path, rotated_path
 from pqtun.shell.auditline import HEAD_BYTES, MAX_LINE_BYTES, NO_HASH, Head, Line, LineError, decode
 
 _TRIES: Final = 3
@@ -70,6 +71,7 @@ def _verify(path: Path, head: Head | None, contains: str | None) -> Report:
     wrong = None if report.problem else check.end(_head_of(path, report.last))
     if wrong:
         report.problem = Problem(path, 0, wrong)
+    report.problem = report.problem or _gap(path, report)
     return report
 
 
@@ -192,14 +194,33 @@ def _files(path: Path, current: BinaryIO) -> list[Path]:
     return files[::-1]
 
 
+def _gap(path: Path, report: Report) -> Problem | None:
+    """Old files may be taken away, but not from among others: then lines are missing."""
+    base = path.with_name(_base(path))
+    aside = re.compile(re.escape(base.name) + r"\.([0-9]{12,18})")
+    try:
+        names = os.listdir(base.parent)
+    except OSError as error:
+        raise UserError(f"{base.parent} cannot be read: {error.strerror}") from None
+    older = [name for name in names if (found := aside.fullmatch(name)) and int(found[1]) < report.first - 1]
+    if not older:
+        return None
+    return Problem(rotated_path(base, report.first - 1), 0, f"it is missing, while {max(older)} before it is here")
+
+
+def _base(path: Path) -> str:
+    """The name of the log that a file, put aside or not, is of."""
+    return path.name if head_path(path).exists() else path.name.rsplit(".", 1)[0]
+
+
 def _file_before(file: Path, path: Path, opened: BinaryIO) -> str | None:
     try:
         log = decode(next(_texts(file, opened), b"")).about.get("log")
     except LineError:
         return None
     name = log.get("file") if isinstance(log, dict) else None
-    base = path.name.rsplit(".", 1)[0] if not head_path(path).exists() else path.name
-    return name if isinstance(name, str) and name.startswith(base + ".") and name == os.path.basename(name) else None
+    beside = isinstance(name, str) and name.startswith(_base(path) + ".") and name == os.path.basename(name)
+    return name if beside else None
 
 
 def _open(file: Path) -> BinaryIO:

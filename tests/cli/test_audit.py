@@ -4,6 +4,7 @@ import pytest
 
 from pqtun.cli.main import main
 from pqtun.shell.audit import AuditLog, head_path
+from pqtun.shell.auditline import NO_HASH, Head, encode
 
 
 @pytest.fixture
@@ -47,6 +48,17 @@ def test_bad_log(log, capsys):
     assert found["good"] is False
     assert found["problem"]["line"] == 3
     assert found["lines"] == 2
+
+
+def test_a_log_does_nothing_to_the_terminal(log, capsys):
+    """Whoever makes a whole log can put anything into it."""
+    line, digest = encode(1, 0, NO_HASH, {"log": {"action": "lost", "events": "\x1b[2J"}})
+    log.write_bytes(line)
+    head_path(log).write_bytes(Head(1, digest, len(line)).encode())
+    code, out, _ = run(capsys, log)
+    assert code == 0
+    assert "\x1b" not in out
+    assert "\\033[2J events could not be written" in out
 
 
 def test_missing_end(log, capsys):

@@ -167,8 +167,18 @@ def test_an_old_file_that_was_taken_away(path):
     report = verify(path)
     assert report.problem is None
     assert report.notes == [f"lines 1 to {report.first - 1} were put aside and are not here"]
-    aside[2].unlink()
+    aside[1].unlink()
     assert verify(path).first > report.first
+    assert verify(path).problem is None
+
+
+def test_an_old_file_that_was_taken_from_among_others(path):
+    written(path, 40, max_bytes=2000)
+    aside = sorted(path.parent.glob("audit.jsonl.0*"))
+    aside[1].unlink()
+    for file in (path, aside[2]):
+        assert str(verify(file).problem) == f"{aside[1]}: it is missing, while {aside[0].name} before it is here"
+    assert verify(aside[0]).problem is None
 
 
 def test_a_change_in_an_old_file(path):
