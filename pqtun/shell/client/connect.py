@@ -25,6 +25,7 @@ from pqtun.shell.client.hostkeys import HostKey, KnownHosts, TunnelKeys, Verifie
 from pqtun.shell.client.identities import Identities, agent_path  # noqa: E402
 from pqtun.shell.client.loginfaults import Mistrust, Refusal, Unreachable  # noqa: E402
 from pqtun.shell.client.options import Options, split_hop  # noqa: E402
+from pqtun.shell.client.printable import printable  # noqa: E402
 from pqtun.shell.client.ui import UserInterface  # noqa: E402
 
 MAX_HOPS: Final = 16
@@ -295,21 +296,23 @@ def _explained(error: Exception, config: Config, peer: str) -> UserError:
         case asyncssh.PermissionDenied():
             return Refusal(f"{config.user}@{config.hostname}: Permission denied (publickey).")
         case asyncssh.KeyExchangeFailed():
-            return Refusal(f"Unable to negotiate with {peer}: {error}")
+            return Refusal(f"Unable to negotiate with {peer}: {printable(str(error))}")
         case asyncssh.ConnectionLost() if "timeout" in str(error).lower():
             return Unreachable(f"Connection to {peer} timed out: {error}")
         case asyncssh.ConnectionLost():
             return Unreachable(f"Connection closed by {peer}")
         case asyncssh.ChannelOpenError():
-            return Unreachable(f"jump host: channel open to {config.hostname}:{config.port} failed: {error.reason}")
+            return Unreachable(
+                f"jump host: channel open to {config.hostname}:{config.port} failed: {printable(error.reason)}"
+            )
         case asyncssh.DisconnectError():
-            return UserError(f"Received disconnect from {peer}: {error.reason}")
+            return UserError(f"Received disconnect from {peer}: {printable(error.reason)}")
         case ConnectionResetError() | BrokenPipeError():
             return Unreachable(f"Connection reset by {peer}")
         case TimeoutError():
             return Unreachable(f"Connection to {peer} timed out")
         case _:
-            return Unreachable(f"{peer}: {error}")
+            return Unreachable(f"{peer}: {printable(str(error))}")
 
 
 def _log_to(ui: UserInterface) -> None:
@@ -328,4 +331,4 @@ class _Handler(logging.Handler):
         self._ui = ui
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._ui.debug(record.getMessage())
+        self._ui.debug(printable(record.getMessage()))

@@ -11,6 +11,7 @@ from pqtun.protocol.errors import UserError
 from pqtun.shell.client.config import Config
 from pqtun.shell.client.forward_table import ForwardTable
 from pqtun.shell.client.forwardspec import Forward, parse_forward
+from pqtun.shell.client.printable import printable
 from pqtun.shell.client.ui import UserInterface
 
 COMMAND_HELP = """\
@@ -41,7 +42,7 @@ async def open_one(table: ForwardTable, forward: Forward, ui: UserInterface) -> 
     try:
         port = await table.open(forward)
     except (OSError, asyncssh.Error, asyncssh.ChannelListenError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else printable(str(error))
         if forward.kind == "remote":
             what = "listen path" if forward.listen_path is not None else "listen port"
             raise UserError(f"remote port forwarding failed for {what} {_end(forward)}: {reason}") from None

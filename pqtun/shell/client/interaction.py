@@ -137,7 +137,7 @@ class Interaction:
             case Escape.LIST:
                 self._list(shown)
             case Escape.HELP:
-                self._ui.say(f"{shown}\n{self._filter.help()}".replace("\n", "\r\n"))
+                self._ui.say(f"{shown}\n{self._filter.help()}")
             case Escape.BREAK:
                 self._ui.say(shown)
                 self._session.send_break()
@@ -154,7 +154,7 @@ class Interaction:
             peer = channel.get_extra_info("remote_peername") or ""
             lines.append(f"  #{number} {type(channel).__name__} {peer}".rstrip())
         lines += [f"  {forward.kind} {forward.listen} -> {forward.connect}" for forward in self._table.forwards]
-        self._ui.say("\r\n".join(lines))
+        self._ui.say("\n".join(lines))
 
     def _change_level(self, shown: str, step: int) -> None:
         level = "DEBUG1" if self._ui.level == "DEBUG" else self._ui.level

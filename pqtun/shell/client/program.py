@@ -15,6 +15,7 @@ from pqtun.shell.client import ahead, mux_background, mux_client
 from pqtun.shell.client.background import Leave, run_leavable
 from pqtun.shell.client.config import Config, resolve
 from pqtun.shell.client.options import USAGE, Options, parse
+from pqtun.shell.client.printable import printable
 from pqtun.shell.client.ui import UserInterface
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ class Program:
             if connection.is_closed():
                 return self._lost(connection)
             what = f"subsystem request failed on channel 0: {asked.command}" if asked.subsystem else error.reason
-            raise UserError(what) from None
+            raise UserError(printable(what)) from None
         self._go_to_background()
         try:
             status = await interaction.end()
@@ -262,7 +263,7 @@ class Program:
         try:
             await open_stdio_forward(connection, StdioForward(0, "", host, port), passenger)
         except asyncssh.Error as error:
-            raise UserError(f"stdio forwarding failed: {error.reason}") from None
+            raise UserError(f"stdio forwarding failed: {printable(error.reason)}") from None
         await ended
         return self._lost(connection) if connection.is_closed() else 0
 

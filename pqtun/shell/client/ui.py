@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from pqtun.protocol.errors import UserError
+from pqtun.shell.client.printable import printable
 
 _MAX_ANSWER: Final = 1024  # bytes of a line that a person types, as OpenSSH
 
@@ -48,18 +49,18 @@ class UserInterface:
             self._print(f"debug{level}: {text}")
 
     def banner(self, text: str) -> None:
-        """Print what a server says before the login, without what could steer the terminal."""
-        if self.level not in ("QUIET", "FATAL", "ERROR"):
-            for line in text.rstrip("\n").split("\n"):
-                self._print("".join(letter for letter in line if letter.isprintable() or letter == "\t"))
+        """Print what a server says before the login."""
+        self.say(text.rstrip("\r\n"))
 
     def _print(self, text: str) -> None:
+        """Print lines, without what could steer the terminal: parts of them may be a server's words."""
+        lines = ("\t".join(map(printable, line.rstrip("\r").split("\t"))) for line in text.split("\n"))
         try:
             if self._sink is not None:
-                os.write(self._sink, f"{text}\n".encode(errors="replace"))
+                os.write(self._sink, ("\n".join(lines) + "\n").encode())
             else:  # a terminal may be raw now, and needs the return; ssh does the same
                 end = "\r\n" if os.isatty(2) else "\n"
-                os.write(2, f"{text}{end}".encode(errors="replace"))
+                os.write(2, (end.join(lines) + end).encode())
         except OSError:
             pass  # nobody is there to read it
 

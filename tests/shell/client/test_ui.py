@@ -36,10 +36,12 @@ def test_levels(tmp_path, level, lines):
     assert spoken(tmp_path, level) == lines
 
 
-def test_a_banner_cannot_steer_the_terminal(tmp_path):
+@pytest.mark.parametrize("how", ["say", "fault", "banner", "debug"])
+def test_what_is_printed_cannot_steer_the_terminal(tmp_path, how):
     log = tmp_path / "log"
-    UserInterface(log_file=str(log)).banner("\x1b]0;title\x07one\r\ntwo\tthree\n\x9b2J\n")
-    assert log.read_text() == "]0;titleone\ntwo\tthree\n2J\n"
+    getattr(UserInterface(level="DEBUG", log_file=str(log)), how)("\x1b]0;title\x07one\r\ntwo\tthree\n\x9b2J\u202e")
+    lines = log.read_text().removeprefix("debug1: ")
+    assert lines == "\\033]0;title\\007one\ntwo\tthree\n\\302\\2332J\\342\\200\\256\n"
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
 
 
