@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ from tests.net.process import LabError, wait_until
 from tests.net.ssh_clients import SshClient
 
 HISTORY = 120_000  # lines
+_serial = itertools.count()
 _CONFIG = f"""
 set -g history-limit {HISTORY}
 set -g default-terminal screen-256color
@@ -25,7 +27,8 @@ class Screen:
         self._client = client
         home = client.user.directory
         (home / "tmux.conf").write_text(_CONFIG)
-        self._socket = f"{client.user.home}/screen.sock"
+        # Its own: a server that is ending still has its socket for a moment.
+        self._socket = f"{client.user.home}/screen{next(_serial)}.sock"
         command = shlex.join(client.words("ssh", *arguments))
         self._tmux(
             "-f", f"{client.user.home}/tmux.conf", "new-session", "-d", "-x", str(columns), "-y", str(rows), command
