@@ -48,7 +48,7 @@ def _obey(command: "SftpCommand") -> int:
     from pqtun.shell.client.report import TerminalReport
     from pqtun.shell.client.sftp import Sftp
 
-    report = TerminalReport(PROGRAM, progress=not command.quiet, verbose=command.verbose > 0)
+    report = TerminalReport(PROGRAM, progress=command.announces, verbose=command.verbose > 0)
     connections = Connections(command, terminal_connector(command))
     loop = LoopThread()
     done = False

@@ -90,6 +90,18 @@ class CopyFlags:
             self.verbose += 1
         elif letter == "h":
             self.help = True
+        elif letter == "X" and value is not None:
+            self._take_sftp_option(value)
+        else:
+            return False
+        return True
+
+    def take_word(self, word: str) -> bool:
+        """Take a word such as --direct; False if it is none that both have."""
+        if word == "--direct":
+            self.ssh.direct = True
+        elif word == "--help":
+            self.help = True
         else:
             return False
         return True
@@ -102,8 +114,7 @@ class CopyFlags:
         """Take a number of requests. Raises UsageError."""
         self.depth = _number(flag, value, 1, MAX_DEPTH)
 
-    def take_sftp_option(self, text: str) -> None:
-        """Take the argument of -X. Raises UsageError."""
+    def _take_sftp_option(self, text: str) -> None:
         name, _, value = text.partition("=")
         if name == "nrequests":
             self.take_depth("-X nrequests", value)
@@ -122,12 +133,13 @@ def _number(flag: str, value: str, least: int, most: int) -> int:
 def read(
     arguments: Sequence[str],
     with_argument: str,
-    short: Callable[[str, str | None], None],
-    long: Callable[[str], None],
+    short: Callable[[str, str | None], bool],
+    long: Callable[[str], bool],
 ) -> list[str]:
     """Read flags up to the first word that is none, or ``--``; return the words that follow.
 
-    ``with_argument``: the letters that have one. ``long`` is given words such as ``--direct``. Raises UsageError.
+    ``with_argument``: the letters that have one. ``short`` is given letters, ``long`` words such as ``--direct``; each
+    answers whether there is such an option. Raises UsageError.
     """
     words = list(arguments)
     while words and words[0].startswith("-") and words[0] != "-":
@@ -135,16 +147,17 @@ def read(
         if word == "--":
             break
         if word.startswith("--"):
-            long(word)
+            if not long(word):
+                raise UsageError(f"unknown option {word}")
             continue
         letters = word[1:]
         while letters:
             letter, letters = letters[0], letters[1:]
-            if letter not in with_argument:
-                short(letter, None)
-                continue
-            if not letters and not words:
-                raise UsageError(f"option requires an argument -- {letter}")
-            short(letter, letters or words.pop(0))
-            letters = ""
+            value = None
+            if letter in with_argument:
+                if not letters and not words:
+                    raise UsageError(f"option requires an argument -- {letter}")
+                value, letters = letters or words.pop(0), ""
+            if not short(letter, value):
+                raise UsageError(f"unknown option -- {letter}")
     return words

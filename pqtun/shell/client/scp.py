@@ -50,31 +50,23 @@ def parse_command(arguments: Sequence[str]) -> ScpCommand:
     """Read the arguments of ``pqtun scp``. Raises UsageError, and UserError for a location that is none."""
     command = ScpCommand()
 
-    def short(letter: str, value: str | None) -> None:
+    def short(letter: str, value: str | None) -> bool:
         if letter == "O":
             command.old_protocol = True
         elif letter == "T":
             command.any_name = True
         elif letter == "B":
             command.batch = True
-        elif letter == "X" and value is not None:
-            command.take_sftp_option(value)
-        elif letter == "D" and value is not None:
+        elif letter == "D":
             command.server = value
-        elif letter in "3s":
-            pass  # what is done anyway: copies between hosts go through here, over SFTP
-        elif not command.take(letter, value):
-            raise UsageError(f"unknown option -- {letter}")
-
-    def long(word: str) -> None:
-        if word == "--direct":
-            command.ssh.direct = True
-        elif word == "--resume":
-            command.resume = True
-        elif word == "--help":
-            command.help = True
         else:
-            raise UsageError(f"unknown option {word}")
+            # 3 and s: what is done anyway, as copies between hosts go through here, over SFTP.
+            return letter in "3s" or command.take(letter, value)
+        return True
+
+    def long(word: str) -> bool:
+        command.resume |= word == "--resume"
+        return word == "--resume" or command.take_word(word)
 
     words = copyflags.read(arguments, _WITH_ARGUMENT, short, long)
     if command.help:

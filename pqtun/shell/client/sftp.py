@@ -55,14 +55,19 @@ class SftpCommand(CopyFlags):
     batch_file: str | None = None  # "-": stdin
     resume: bool = False  # -a
     fsync: bool = False  # -f
-    loud: bool = False  # -N: not quiet, in spite of -b
+    loud: bool = False  # -N
+
+    @property
+    def announces(self) -> bool:
+        """Whether it says what it is doing, from which -q and -b keep it, but for -N."""
+        return self.loud or not (self.quiet or self.batch_file)
 
 
 def parse_command(arguments: Sequence[str]) -> SftpCommand:
     """Read the arguments of ``pqtun sftp``. Raises UsageError, and UserError for a destination that is none."""
     command = SftpCommand()
 
-    def short(letter: str, value: str | None) -> None:
+    def short(letter: str, value: str | None) -> bool:
         if letter == "a":
             command.resume = True
         elif letter == "f":
@@ -76,22 +81,13 @@ def parse_command(arguments: Sequence[str]) -> SftpCommand:
             command.take_block_size("-B", value)
         elif letter == "R" and value is not None:
             command.take_depth("-R", value)
-        elif letter == "X" and value is not None:
-            command.take_sftp_option(value)
-        elif letter == "s" and value is not None:
+        elif letter == "s":
             command.server = value
-        elif not command.take(letter, value):
-            raise UsageError(f"unknown option -- {letter}")
-
-    def long(word: str) -> None:
-        if word == "--direct":
-            command.ssh.direct = True
-        elif word == "--help":
-            command.help = True
         else:
-            raise UsageError(f"unknown option {word}")
+            return command.take(letter, value)
+        return True
 
-    words = copyflags.read(arguments, _WITH_ARGUMENT, short, long)
+    words = copyflags.read(arguments, _WITH_ARGUMENT, short, command.take_word)
     if command.help:
         return command
     if not 1 <= len(words) <= 2:
@@ -127,7 +123,7 @@ class Sftp:
             self._report.fault(b"", str(error))
             return CONNECTION_FAILED
         host = printable(self._command.destination.host or "")
-        if not self._command.quiet:
+        if self._command.announces:
             self._report.remark(f"Connected to {host}.")
         if self._command.destination.path:
             fetched = self._guard(
@@ -155,8 +151,7 @@ class Sftp:
             depth=self._command.depth,
             throttle=None if self._command.limit is None else Throttle(self._command.limit),
         )
-        quiet = self._command.quiet
-        session = Session(store, home, settings, self._report, quiet)
+        session = Session(store, home, settings, self._report, quiet=not self._command.announces)
         if self._session is not None:
             session.directory = self._session.directory
         self._session = session

@@ -30,7 +30,7 @@ class Session:
     """A directory on a server, and the commands that work in it. Faults are counted by `report`."""
 
     def __init__(
-        self, store: RemoteStore, home: bytes, settings: CopySettings, report: TerminalReport, quiet: bool
+        self, store: RemoteStore, home: bytes, settings: CopySettings, report: TerminalReport, *, quiet: bool
     ) -> None:
         """`home` is the absolute path that the server starts in; `quiet`: transfers are not announced."""
         self.store = store

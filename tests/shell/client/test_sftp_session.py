@@ -24,7 +24,7 @@ def run(server: OwnServer, *lines: str) -> list[bool]:
         async with await server.connect() as connection:
             store = RemoteStore(await open_sftp(connection))
             report = TerminalReport("sftp", progress=False)
-            commands = Session(store, await store.home(), CopySettings(), report, True)
+            commands = Session(store, await store.home(), CopySettings(), report, quiet=True)
             done = []
             for line in lines:
                 command = parse(line)

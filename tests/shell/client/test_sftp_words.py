@@ -107,6 +107,8 @@ def test_command_lines() -> None:
     assert (command.resume, command.batch_file, command.batch) == (True, "file", True)
     assert (command.block_size, command.depth, command.local) == (1000, 7, b"local")
     assert command.destination == Location("host", b"dir", "me")
+    spoken = {flags: parse_command([*flags.split(), "host"]).announces for flags in ("", "-q", "-b x", "-b x -N")}
+    assert spoken == {"": True, "-q": False, "-b x": False, "-b x -N": True}
     for wrong in ([], ["-Z", "host"], ["host", "local"], ["-B", "1", "host"], ["a", "b", "c"]):
         with pytest.raises(UsageError):
             parse_command(wrong)
