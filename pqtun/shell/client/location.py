@@ -101,4 +101,7 @@ def _uri(argument: str, scheme: str) -> Location:
     user = os.fsdecode(unquote_to_bytes(os.fsencode(user.partition(";")[0])))
     if not host or host.startswith("-") or (at and (not user or user.startswith("-"))):
         raise UserError(f"{argument!r} names no host: expected {scheme}[user@]host[:port]/path")
-    return Location(host, unquote_to_bytes(os.fsencode(path)), user or None, int(port) if port else None)
+    name = unquote_to_bytes(os.fsencode(path))
+    if b"\0" in name or "\0" in user:
+        raise UserError(f"{argument!r}: no name has a NUL character")
+    return Location(host, name, user or None, int(port) if port else None)

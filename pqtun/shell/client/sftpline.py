@@ -163,6 +163,8 @@ def marked(line: str) -> tuple[str, str]:
 def parse(line: str) -> Command | None:
     """Read a line without marks; None if it is empty or a comment. Raises UserError."""
     text = line.strip()
+    if "\0" in text:
+        raise UserError("no command and no name has a NUL character")
     if text.startswith("!"):
         return Command("!", rest=text[1:].strip())
     found = split(text)
@@ -182,6 +184,8 @@ def parse(line: str) -> Command | None:
     flags, words = _flags(name, syntax, found.words[1:])
     if not syntax.least <= len(words) <= syntax.most:
         raise UserError(f"usage: {syntax.usage}")
+    if not all(word.pattern for word in words):
+        raise UserError(f"{name}: an empty name is none of a file")
     return Command(name, flags, words, rest)
 
 

@@ -64,6 +64,8 @@ def test_locations(argument: str, location: Location) -> None:
         "scp://[::1/",
         "scp://h:x/",
         "user@:x",
+        "scp://host/a%00b",
+        "scp://a%00b@host/",
         "",
     ],
 )

@@ -96,7 +96,10 @@ def test_lines() -> None:
     assert all(name in help_text() for name in COMMANDS)
 
 
-@pytest.mark.parametrize("line", ["get", "get 'a", "nonsense", "ls -z", "cd a b", "rename a", "get a b c"])
+@pytest.mark.parametrize(
+    "line",
+    ["get", "get 'a", "nonsense", "ls -z", "cd a b", "rename a", "get a b c", "rm ''", "ls a\0", "!\0", "lls \0"],
+)
 def test_wrong_lines(line: str) -> None:
     with pytest.raises(UserError):
         parse(line)
