@@ -5,9 +5,14 @@ from __future__ import annotations
 import itertools
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from tests.interop.debian import Unavailable
 from tests.net import pqtun
 from tests.net.client_host import ClientHost
 from tests.net.enclosure import Enclosure
@@ -127,3 +132,16 @@ class ShellStage:
         key = self.keys.path(ED25519)
         config = "".join(_CONFIG.format(name=name, host=HOST, port=PORTS[name], key=key) for name in SERVERS)
         (self.lab.directory / "ssh_config").write_text(config + _CONFIG_END.format(known=self._known))
+
+
+@contextmanager
+def shell_stage(*servers: str) -> Iterator[ShellStage]:
+    """A Lab with a ShellStage, these servers started; the test is skipped where OpenSSH 10.6 cannot be had."""
+    with Lab() as lab:
+        try:
+            made = ShellStage(lab)
+            for server in servers:
+                made.server(server)
+        except Unavailable as reason:
+            pytest.skip(f"no OpenSSH 10.6: {reason}")
+        yield made

@@ -13,11 +13,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.machine import memory
-from tests.interop.debian import Unavailable
 from tests.net.client_host import client_host
-from tests.net.lab import Lab
 from tests.net.process import Process, wait_until
-from tests.net.shell_stage import ShellStage
+from tests.net.shell_stage import ShellStage, shell_stage
 from tests.net.ssh import EchoSession
 from tests.net.ssh_clients import PQTUN_SSH, SSH_9, SshClient
 from tests.net.ssh_keys import ED25519
@@ -34,12 +32,7 @@ GROWN = 4_000_000  # bytes that the service may hold more of than before: alloca
 
 @pytest.fixture(scope="module")
 def shell() -> Iterator[ShellStage]:
-    with Lab() as lab:
-        try:
-            made = ShellStage(lab)
-            made.server(PQTUN_SSHD)
-        except Unavailable as reason:
-            pytest.skip(f"no OpenSSH 10.6: {reason}")
+    with shell_stage(PQTUN_SSHD) as made:
         yield made
 
 

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.interop.debian import Unavailable
 from tests.net import pqtun
 from tests.net.enclosure import Enclosure
-from tests.net.lab import RESOLVER4, Lab
+from tests.net.lab import RESOLVER4
 from tests.net.pqtun import PqtunClient, PqtunServer
-from tests.net.shell_stage import ShellStage
+from tests.net.shell_stage import ShellStage, shell_stage
 from tests.net.ssh_clients import CLIENTS, PQTUN_SSH
 from tests.net.ssh_keys import ED25519, MLDSA, PLAIN
 from tests.net.ssh_servers import PORTS, PQTUN_SSHD, SshServers, SshService
@@ -50,12 +49,8 @@ class Hop:
 @pytest.fixture(scope="module")
 def shell() -> Iterator[ShellStage]:
     """The host of the stage, and each but the last of those behind it, has a tunnel's client too."""
-    with Lab() as lab:
-        try:
-            made = ShellStage(lab)
-            made.server(PQTUN_SSHD)
-        except Unavailable as reason:
-            pytest.skip(f"no OpenSSH 10.6: {reason}")
+    with shell_stage(PQTUN_SSHD) as made:
+        lab = made.lab
         hops = [Hop(made, number, name) for number, name in enumerate(HOPS)]
         for ns in (made.net.server, hops[0].ns):
             started(PqtunClient(lab, ns, lab.directory / f"client-of-{ns}"))

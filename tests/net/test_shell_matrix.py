@@ -17,9 +17,8 @@ import pytest
 
 from tests.interop.debian import Unavailable
 from tests.net import pqtun
-from tests.net.lab import Lab
 from tests.net.process import LabError, wait_until
-from tests.net.shell_stage import ECHO_PORT, ShellStage
+from tests.net.shell_stage import ECHO_PORT, ShellStage, shell_stage
 from tests.net.ssh_clients import CLIENT_KEYS, CLIENTS, SSH_9, SSH_10, SshClient
 from tests.net.ssh_keys import ED25519, MLDSA, PLAIN, STRANGER
 from tests.net.ssh_servers import SERVERS, SSHD_9, SSHD_10, TINYSSHD, USER_KEYS, SshService
@@ -56,11 +55,7 @@ class Cell:
 
 @pytest.fixture(scope="module")
 def shell() -> Iterator[ShellStage]:
-    with Lab() as lab:
-        try:
-            made = ShellStage(lab)
-        except Unavailable as reason:
-            pytest.skip(f"no OpenSSH 10.6: {reason}")
+    with shell_stage() as made:
         made.echo(made.net.server, f"127.0.0.1:{ECHO_PORT}", ECHO_SOCKET)
         yield made
 

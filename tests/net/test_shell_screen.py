@@ -6,11 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.interop.debian import Unavailable
-from tests.net.lab import Lab
 from tests.net.process import wait_until
 from tests.net.screen import Screen
-from tests.net.shell_stage import ShellStage
+from tests.net.shell_stage import ShellStage, shell_stage
 from tests.net.ssh_clients import PQTUN_SSH, SSH_9
 from tests.net.ssh_keys import ED25519
 from tests.net.ssh_servers import PQTUN_SSHD, SSHD_9
@@ -25,11 +23,7 @@ CLEAR = r"printf '\033c'"  # once more: what was typed before the prompt was set
 
 @pytest.fixture(scope="module")
 def shell() -> Iterator[ShellStage]:
-    with Lab() as lab:
-        try:
-            made = ShellStage(lab)
-        except Unavailable as reason:
-            pytest.skip(f"no OpenSSH 10.6: {reason}")
+    with shell_stage() as made:
         (made.alice.directory / "notes").write_text("".join(f"line {number}\n" for number in range(1, 201)))
         (made.alice.directory / "many").write_text("".join(f"{number:06} {'=' * 60}\n" for number in range(LINES)))
         (made.alice.directory / "notes").chmod(0o666)

@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.interop.debian import Unavailable
-from tests.net.lab import Lab
 from tests.net.process import wait_until
-from tests.net.shell_stage import ShellStage
+from tests.net.shell_stage import ShellStage, shell_stage
 from tests.net.ssh_clients import SSH_9
 from tests.net.ssh_keys import ED25519, STRANGER
 from tests.net.ssh_servers import PQTUN_SSHD, SSHD_9
@@ -32,15 +30,11 @@ MARK = "PQTUN_TEST_OF_ROOT"  # in the environment that the daemon was started wi
 @pytest.fixture(scope="module")
 def shell() -> Iterator[ShellStage]:
     os.environ[MARK] = "secret"
-    with Lab() as lab:
+    with ExitStack() as stack:
         try:
-            made = ShellStage(lab)
-            made.server(PQTUN_SSHD)
-        except Unavailable as reason:
-            pytest.skip(f"no OpenSSH 10.6: {reason}")
+            made = stack.enter_context(shell_stage(PQTUN_SSHD, SSHD_9))
         finally:
             del os.environ[MARK]
-        made.server(SSHD_9)
         key = made.keys.public(ED25519)
         for user in (
             made.users.add("nora", shell="/usr/sbin/nologin"),
