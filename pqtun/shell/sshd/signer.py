@@ -4,6 +4,7 @@ Neither what parses packets nor what starts users' processes ever has a host key
 load them.
 """
 
+import resource
 import selectors
 import socket
 from collections.abc import Sequence
@@ -73,6 +74,10 @@ def _run(directory: Path, empty: Path, sock: socket.socket) -> None:
         messages.send(sock, {"error": str(error)})
         return
     confinement.shut_in(empty, [sock.fileno()])
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (most, most)
+    )  # each connection takes one, and services get 1024 at first
     publics = [hostkeys.public(key) for key in keys]
     messages.send(sock, {"keys": [(key.algorithm, messages.encode_bytes(key.blob)) for key in publics]})
     _serve(sock, keys)
@@ -88,7 +93,9 @@ def _serve(sock: socket.socket, keys: Sequence[asyncssh.SSHKey]) -> None:
                 assert isinstance(asking, socket.socket)
                 try:
                     message, fds = messages.receive(asking)
-                except (EOFError, OSError, MessageError):
+                except (EOFError, OSError, MessageError) as error:
+                    if asking is sock and isinstance(error, MessageError):
+                        continue  # no descriptor was left for that connection; there will be for others
                     selector.unregister(asking)
                     asking.close()
                     continue

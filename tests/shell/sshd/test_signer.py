@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,32 @@ def test_descriptors_are_not_kept(signing: Signer) -> None:
             messages.send(sock, {}, [null.fileno()] * 4)
         messages.receive(sock)
         assert os.listdir(f"/proc/{signing.pid}/fd") == before
+
+
+def test_it_may_have_as_many_connections_as_the_system_lets_it(tmp_path: Path, directory: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        made = Signer(directory, confinement.empty_directory(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert resource.prlimit(made.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    made.close()
+    process.kill(made.pid)
+
+
+def test_without_descriptors_it_goes_on_with_the_connections_that_there_are(signing: Signer) -> None:
+    with signing.connect() as first:
+        resource.prlimit(signing.pid, resource.RLIMIT_NOFILE, (12, 12))
+        with ExitStack() as many:
+            for _ in range(20):
+                last = many.enter_context(signing.connect())
+            with pytest.raises((EOFError, OSError)):
+                signer.ask(last, "ssh-ed25519", bytes(32))
+            assert signer.ask(first, "ssh-ed25519", bytes(32))
+        assert signer.ask(first, "ssh-ed25519", bytes(32))  # after it has seen the ends of the others
+        with signing.connect() as another:
+            assert signer.ask(another, "ssh-ed25519", bytes(32))
 
 
 def test_it_has_given_up_everything(signing: Signer, tmp_path: Path) -> None:
