@@ -65,7 +65,7 @@ class Link:
                 pass  # kept
             else:
                 return
-        self._kept.append({"at": round(time.time(), 3), **event})
+        self._kept.append({**event, "at": round(time.time(), 3)})
         while len(self._kept) > MAX_KEPT:
             self._kept.popleft()
             self._lost += 1

@@ -35,9 +35,12 @@ HOST_SECONDS: Final = 10.0  # that the user's process may take to end after its 
 # At once, and a second; more have to wait. Keys are renewed once an hour or once a gigabyte, but clients may want more.
 SIGNATURES: Final = 50.0
 SIGNATURES_A_SECOND: Final = 10.0
-RECORDS: Final = 200.0  # lines in the audit file at once, and RECORDS_A_SECOND: a user must not fill the disk
+# Lines in the audit file at once, and a second: a user must not fill the disk. What he runs has lines of its own, so
+# that it cannot be hidden behind many connections or files.
+RECORDS: Final = 200.0
 RECORDS_A_SECOND: Final = 20.0
-EVENTS: Final = frozenset(("command", "shell", "subsystem", "forward", "transfer", "refused"))
+PROGRAMS: Final = frozenset(("command", "shell", "subsystem"))
+EVENTS: Final = PROGRAMS | {"forward", "transfer", "refused"}
 MAX_FIELDS: Final = 16
 MAX_TEXT: Final = 4096  # characters of one field
 _MAX_NUMBER: Final = 2**63
@@ -95,7 +98,7 @@ class Monitor:
         now = time.monotonic()
         self._deadline = now + LOGIN_SECONDS
         self._signatures = TokenBucket(SIGNATURES_A_SECOND, SIGNATURES, now)
-        self._records = TokenBucket(RECORDS_A_SECOND, RECORDS, now)
+        self._records = {programs: TokenBucket(RECORDS_A_SECOND, RECORDS, now) for programs in (True, False)}
         self._lost_records = 0
         self._session_id: bytes | None = None
         self._refusals = 0
@@ -182,7 +185,7 @@ class Monitor:
             fields = {"error": "malformed"}
         try:
             messages.send(sock, {**fields, "id": number if isinstance(number, int) else 0}, given)
-        except OSError:
+        except (OSError, MessageError):  # its end, or a key with more options than a message takes
             self._over = True
         finally:
             messages.close_all(given)
@@ -235,7 +238,7 @@ class Monitor:
                 {"event": "login_refused", "user": account.name, "key": permission.fingerprint, "why": str(refusal)}
             )
             self._wait_to_refuse(begin)
-            return {"allowed": False, "text": str(refusal)}, []
+            return {"allowed": False, "text": str(refusal)[:MAX_TEXT]}, []
 
     def _check_attempts(self) -> None:
         if self._user is not None:
@@ -318,14 +321,16 @@ class Monitor:
         event = {name: value for name, value in message.items() if name not in ("id", "op")}
         if str(event.get("event")) not in EVENTS or len(event) > MAX_FIELDS or not all(map(_is_plain, event.items())):
             raise MessageError("no event")
-        if not self._records.take(time.monotonic()):
+        if self._records[event["event"] in PROGRAMS].take(time.monotonic()):
+            self._write({**event, **self._lost()})
+        else:
             self._lost_records += 1
-            return {}, []
-        if self._lost_records:
-            event["lost"] = self._lost_records
-            self._lost_records = 0
-        self._write(event)
         return {}, []
+
+    def _lost(self) -> dict[str, int]:
+        """How many events were not written since this was asked last."""
+        lost, self._lost_records = self._lost_records, 0
+        return {"lost": lost} if lost else {}
 
     def _write(self, event: dict[str, object]) -> None:
         known: dict[str, object] = {"connection": self._login.name, "source": self._login.source}
@@ -345,7 +350,7 @@ class Monitor:
         for tty in self._terminals:
             loginrecords.logout(tty)
         self._user.session.close()
-        self._write({"event": "logout", "seconds": round(seconds, 3)})
+        self._write({"event": "logout", "seconds": round(seconds, 3), **self._lost()})
 
 
 def _be_user(sock: socket.socket, account: Account, permission: Permission, login: Login) -> None:

@@ -283,15 +283,47 @@ def test_events_are_not_without_end(people: World) -> None:
             rig.log_in()
             rig.audited()
             rig.link.setblocking(False)
-            written = 0
-            for _ in range(int(RECORDS) + 1000):
-                assert rig.ask("audit", event="forward") == {}
-                try:
-                    rig.audited()
-                    written += 1
-                except BlockingIOError:
-                    continue
+
+            def flood(event: str) -> tuple[int, int]:
+                """How many of many were written, and how many are known to be missing."""
+                rig.link.setblocking(False)
+                written = lost = 0
+                for _ in range(int(RECORDS) + 1000):
+                    assert rig.ask("audit", event=event) == {}
+                    try:
+                        lost += rig.audited().get("lost", 0)
+                        written += 1
+                    except BlockingIOError:
+                        continue
+                rig.link.settimeout(PATIENCE)
+                return written, lost
+
+            written, lost = flood("forward")
             assert RECORDS - 1 <= written < RECORDS + 1000
+            # What runs cannot be hidden behind other events, and all that is missing is told, at the latest in the end.
+            assert rig.ask("audit", event="command", text="id") == {}
+            command = rig.audited()
+            assert command["text"] == "id"
+            assert written + lost + command.get("lost", 0) == RECORDS + 1000
+            written, lost = flood("command")
+            rig.calls.close()
+            end = rig.audited()
+            assert end["event"] == "logout"
+            assert written + lost + end.get("lost", 0) == RECORDS + 1000
+
+    people.call(body)
+
+
+def test_a_key_with_more_options_than_a_message_takes_ends_its_connection(people: World) -> None:
+    def body() -> None:
+        with Rig() as rig:
+            allow(rig, options=f'command="{chr(1) * 15000}"')
+            rig.sign()
+            rig.authenticate()
+            messages.receive(rig.link)
+            messages.send(rig.link, {"allowed": True})
+            assert [rig.audited()["event"] for _ in range(2)] == ["login", "logout"]
+            assert os.waitpid(rig.pid, 0)[1] == 0  # and not for an exception
 
     people.call(body)
 
