@@ -29,8 +29,8 @@ _KEY_TYPES: Final = (
     "sk-ecdsa-",
 )
 
-# Unknown users are looked up as this one is, which has no files.
-_NOBODY: Final = Account(name="nobody", uid=65534, gid=65534, groups=(65534,), home="/nonexistent", shell="/bin/false")
+# Unknown users are looked up as this one is. Nothing can be below that home, whatever somebody makes on this host.
+_NOBODY: Final = Account(name="nobody", uid=65534, gid=65534, groups=(65534,), home="/dev/null", shell="/bin/false")
 
 
 class KeySettings(Protocol):

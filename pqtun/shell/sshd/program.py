@@ -76,7 +76,10 @@ def plan(kind: Kind, command: bytes | None, forced: str | None, *, path: str) ->
 
 
 def _internal_sftp(forced: str) -> Sftp:
-    words = shlex.split(forced)[1:]
+    try:
+        words = shlex.split(forced)[1:]
+    except ValueError:
+        raise Refused("the forced internal-sftp has a quote that does not end") from None
     read_only, umask, directory = False, None, None
     while words:
         option = words.pop(0)

@@ -324,3 +324,8 @@ def test_any_file(data):
 def test_any_key(data):
     account = Account(name="x", uid=os.getuid(), gid=os.getgid(), groups=(), home="/nonexistent", shell="/bin/sh")
     assert Authorizer(Settings()).permission(account, data, SOURCE, time.time()) is None
+
+
+def test_nobody_can_make_files_for_users_that_there_are_not():
+    with pytest.raises(NotADirectoryError):
+        Path(authorized._NOBODY.home, ".ssh").mkdir(parents=True)

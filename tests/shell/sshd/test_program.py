@@ -66,7 +66,7 @@ def test_a_forced_internal_sftp_is_nothing_else(kind: Kind, command: bytes | Non
         program.plan(kind, command, "internal-sftp", path=NOWHERE)
 
 
-@pytest.mark.parametrize("options", ["-P remove", "-p read", "-u", "-u 9", "-d", "-x", "-R -x"])
+@pytest.mark.parametrize("options", ["-P remove", "-p read", "-u", "-u 9", "-d", "-x", "-R -x", "-d 'a"])
 def test_options_that_are_not_known_are_not_passed_over(options: str) -> None:
     with pytest.raises(Refused):
         program.plan("subsystem", b"sftp", f"internal-sftp {options}", path=NOWHERE)
