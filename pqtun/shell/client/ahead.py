@@ -52,10 +52,13 @@ def start(options: Options, config: Config) -> Future[Found] | None:
 
 def _work(options: Options, config: Config, found: Future[Found]) -> None:
     try:
-        result = Found(transport.look_up(config))
-    except UserError as error:
+        found.set_result(_find(options, config))
+    except BaseException as error:  # noqa: BLE001  # whatever it is, somebody waits for it
         found.set_exception(error)
-        return
+
+
+def _find(options: Options, config: Config) -> Found:
+    result = Found(transport.look_up(config))
     try:
         address = result.addresses[0]
         if not options.direct:
@@ -64,7 +67,7 @@ def _work(options: Options, config: Config, found: Future[Found]) -> None:
         result.sock = _connected(config, address)
     except (OSError, UserError):
         result.known = None  # who takes over finds out, and says so
-    found.set_result(result)
+    return result
 
 
 def _connected(config: Config, address: Address) -> socket.socket:

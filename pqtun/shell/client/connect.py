@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -51,8 +52,8 @@ async def _connect(
         raise UserError(f"more than {MAX_HOPS} jump hosts, or a loop among them")
     settings = _Settings(options, config, ui)
     if config.proxyjump is not None:
-        hop_options = _hop(options, config, config.proxyjump)
-        hop = await _connect(hop_options, resolve(hop_options), ui, depth + 1)
+        hop_settings = hop_options(options, config, config.expand(config.proxyjump))
+        hop = await _connect(hop_settings, resolve(hop_settings), ui, depth + 1)
         try:
             connection = await settings.login(KnownHosts(config, None, ui), tunnel=hop)
         except BaseException:
@@ -93,7 +94,8 @@ async def _over_tcp(
                     sock = (await transport.connect(config, address, ui)).sock
             except (OSError, TimeoutError) as error:
                 # asyncio's own text is about a call; ssh's users know the error's name.
-                reason = os.strerror(error.errno or errno.ETIMEDOUT)
+                named = isinstance(error, socket.gaierror) and error.strerror
+                reason = named or os.strerror(error.errno or errno.ETIMEDOUT)
                 failure = Unreachable(f"connect to host {config.hostname} port {config.port}: {reason}")
                 ui.debug(f"connect to address {shown} port {config.port}: {reason}")
                 continue
@@ -108,7 +110,7 @@ async def _over_tcp(
     raise failure
 
 
-def _hop(options: Options, config: Config, jump: str) -> Options:
+def hop_options(options: Options, config: Config, jump: str) -> Options:
     """Return the options for the last jump host, which is reached through those before it.
 
     As with ssh, the configuration speaks for each hop, not the command line; but -v, -F and what we added hold.
@@ -126,7 +128,9 @@ def _hop(options: Options, config: Config, jump: str) -> Options:
         settings.append(("proxyjump", before))
     if config.batchmode:
         settings.append(("batchmode", "yes"))
-    settings += [("clearallforwardings", "yes"), ("loglevel", config.loglevel)]
+    # A hop passes bytes on, so it is given nothing else.
+    settings += [("clearallforwardings", "yes"), ("forwardagent", "no"), ("forwardx11", "no")]
+    settings.append(("loglevel", config.loglevel))
     return Options(
         host=host, settings=settings, config_file=options.config_file, direct=options.direct, run=options.run
     )
@@ -145,6 +149,13 @@ class _Client(asyncssh.SSHClient):
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
         """See asyncssh.SSHClient."""
         self._connection = conn
+        loop = asyncio.get_running_loop()
+
+        def ended() -> None:
+            # What came last is looked at in a task, whose finding (no common algorithm) asyncssh would not wait for.
+            loop.call_soon(conn.connection_lost, None)
+
+        conn.eof_received = ended  # type: ignore[method-assign]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncssh.SSHClient: tell how it ended, as the connection forgets us now."""
@@ -207,39 +218,44 @@ class _Settings:
         client = _Client(verifier, identities, ui)
         trusted, authorities, revoked = (_importable(blobs) for blobs in verifier.known())
         peer = _peer(config, way.get("sock"))
+        seconds, loop = config.connecttimeout or LOGIN_SECONDS, asyncio.get_running_loop()
         try:
-            return await asyncssh.connect(
-                config.hostname,
-                config.port,
-                **way,
-                **self._algorithms,
-                config=None,
-                client_factory=lambda: client,
-                username=config.user,
-                known_hosts=lambda *_: (trusted, authorities, revoked),
-                host_key_alias=config.hostkeyalias,
-                server_host_key_algs=self._offered(verifier.preferred(), certified=bool(authorities)),
-                server_host_keys_handler=client.learn if isinstance(verifier, TunnelKeys) else None,
-                client_keys=None,
-                preferred_auth="publickey",
-                gss_kex=False,
-                gss_auth=False,
-                gss_host=None,
-                login_timeout=config.connecttimeout or LOGIN_SECONDS,
-                tcp_keepalive=config.tcpkeepalive,
-                keepalive_interval=config.serveraliveinterval or 0,
-                keepalive_count_max=max(1, config.serveralivecountmax),
-                agent_forwarding=_forwarded_agent(config),
-                x509_trusted_certs=None,
-                encoding=None,
-                request_pty=False,
-                window=WINDOW,
-            )
+            async with asyncio.timeout(seconds) as limit:
+                # What a person takes to answer is no delay of the server's.
+                ui.answered = lambda: limit.reschedule(loop.time() + seconds)
+                return await asyncssh.connect(
+                    config.hostname,
+                    config.port,
+                    **way,
+                    **self._algorithms,
+                    config=None,
+                    client_factory=lambda: client,
+                    username=config.user,
+                    known_hosts=lambda *_: (trusted, authorities, revoked),
+                    host_key_alias=config.hostkeyalias,
+                    server_host_key_algs=self._offered(verifier.preferred(), certified=bool(authorities)),
+                    server_host_keys_handler=client.learn if isinstance(verifier, TunnelKeys) else None,
+                    client_keys=None,
+                    preferred_auth="publickey",
+                    gss_kex=False,
+                    gss_auth=False,
+                    gss_host=None,
+                    login_timeout=0,
+                    tcp_keepalive=config.tcpkeepalive,
+                    keepalive_interval=config.serveraliveinterval or 0,
+                    keepalive_count_max=max(1, config.serveralivecountmax),
+                    agent_forwarding=_forwarded_agent(config),
+                    x509_trusted_certs=None,
+                    encoding=None,
+                    request_pty=False,
+                    window=WINDOW,
+                )
         except (asyncssh.Error, OSError, TimeoutError) as error:
             raise (Mistrust(str(client.fault)) if client.fault else _explained(error, config, peer)) from None
         except ValueError as error:  # asyncssh's option checks
             raise UserError(f"{config.hostname}: {error}") from None
         finally:
+            ui.answered = None
             identities.close()
 
     def _offered(self, preferred: Sequence[str], *, certified: bool) -> list[str]:

@@ -102,6 +102,8 @@ def _ways(options: Options, config: Config, ui: UserInterface) -> int:
         done = mux_client.attach(options, config, ui)
         if done is not None:
             return done
+    if options.command and config.remotecommand:
+        raise UserError("Cannot execute command-line and remote command.")
     command = options.command or config.remotecommand
     if config.forkafterauthentication and config.sessiontype == "default" and not command:
         raise UserError("Cannot fork into background without a command to execute.")

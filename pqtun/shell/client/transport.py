@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shlex
 import socket
@@ -49,9 +50,12 @@ def opened(config: Config, address: Address) -> socket.socket:
     sock = socket.socket(address[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         if config.bindinterface is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, config.bindinterface.encode())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, os.fsencode(config.bindinterface))
         if config.bindaddress is not None:
             sock.bind((config.bindaddress, 0))
+    except (UnicodeError, TypeError):  # a name that cannot be encoded
+        sock.close()
+        raise OSError(errno.EADDRNOTAVAIL, f"{config.bindaddress!r} is no address") from None
     except BaseException:
         sock.close()
         raise

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
@@ -21,6 +21,7 @@ class UserInterface:
         """``level``: LogLevel of ssh_config(5); ``log_file``: -E. Raises UserError if that cannot be written."""
         self.level = level
         self.batch = batch
+        self.answered: Callable[[], None] | None = None  # called when a person has answered, or would not
         self._sink: int | None = None
         if log_file is not None:
             try:
@@ -73,19 +74,27 @@ class UserInterface:
 
     def read_line(self, prompt: str, *, echo: bool) -> str | None:
         """Do as ask does, even with BatchMode: somebody is there, as a key for it was typed."""
-        required = os.environ.get("SSH_ASKPASS_REQUIRE", "")
-        program = os.environ.get("SSH_ASKPASS")
-        if program and (required in ("force", "prefer")):
-            return _ask_program(program, prompt)
         try:
-            terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-        except OSError:
-            has_screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-            return _ask_program(program, prompt) if program and has_screen and required != "never" else None
-        try:
-            return _ask_terminal(terminal, prompt, echo=echo)
+            return _read_line(prompt, echo=echo)
         finally:
-            os.close(terminal)
+            if self.answered is not None:
+                self.answered()
+
+
+def _read_line(prompt: str, *, echo: bool) -> str | None:
+    required = os.environ.get("SSH_ASKPASS_REQUIRE", "")
+    program = os.environ.get("SSH_ASKPASS")
+    if program and (required in ("force", "prefer")):
+        return _ask_program(program, prompt)
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        has_screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        return _ask_program(program, prompt) if program and has_screen and required != "never" else None
+    try:
+        return _ask_terminal(terminal, prompt, echo=echo)
+    finally:
+        os.close(terminal)
 
 
 def _ask_program(program: str, prompt: str) -> str | None:

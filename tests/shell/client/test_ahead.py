@@ -8,9 +8,10 @@ import textwrap
 
 import pytest
 
-from pqtun.shell.client import ahead
-from pqtun.shell.client.config import resolve
+from pqtun.shell.client import ahead, transport
+from pqtun.shell.client.config import Config, resolve
 from pqtun.shell.client.options import parse
+from pqtun.shell.client.transport import Address
 from tests.net.pqtun import ROOT
 
 BEGIN = """
@@ -39,6 +40,18 @@ def alone(code: str) -> str:
 def test_where_others_connect_nothing_begins(arguments: tuple[str, ...]) -> None:
     options = parse(["-F", "none", *arguments])
     assert ahead.start(options, resolve(options)) is None
+
+
+def test_a_fault_that_nobody_thought_of_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(config: Config) -> list[Address]:
+        raise ValueError("fault")
+
+    monkeypatch.setattr(transport, "look_up", look_up)
+    options = parse(["-F", "none", "host"])
+    begun = ahead.start(options, resolve(options))
+    assert begun is not None
+    with pytest.raises(ValueError, match="fault"):
+        begun.result(20)
 
 
 @pytest.mark.root

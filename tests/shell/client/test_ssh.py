@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from pqtun.shell.client.config import resolve
+from pqtun.shell.client.connect import hop_options
+from pqtun.shell.client.options import parse
 from tests.net.process import wait_until
 from tests.shell.client import login
 from tests.shell.client.login import HOST, run, spawn
@@ -263,6 +266,20 @@ def test_a_hop_that_is_not_there(sshd: Sshd, config: Path) -> None:
     assert err.splitlines()[-1].startswith("pqtun ssh: jump host: channel open to 127.0.0.4:9 failed")
 
 
+def test_tokens_in_a_jump_host(sshd: Sshd, config: Path) -> None:
+    code, _, err = with_config(sshd, config, "-v", "-o", "ProxyJump=%r@127.0.0.2:%p,%h", "127.0.0.3", "true")
+    assert code == 0, err
+    assert [f"Authenticated to 127.0.0.{number}" in err for number in (1, 2, 3)] == [False, False, True]
+    assert "Connecting to 127.0.0.2" in err
+
+
+def test_a_hop_is_lent_no_agent(sshd: Sshd, config: Path) -> None:
+    options = parse(["--direct", "-F", str(config), "-A", "-X", "127.0.0.1"])
+    config.write_text(config.read_text() + " ForwardAgent yes\n ForwardX11 yes\n")
+    hop = resolve(hop_options(options, resolve(options), "127.0.0.2"))
+    assert (hop.forwardagent, hop.forwardx11) == ("no", False)
+
+
 def test_hops_in_a_circle_end(sshd: Sshd, config: Path) -> None:
     config.write_text(config.read_text() + " ProxyJump 127.0.0.1\n")
     code, _, err = with_config(sshd, config, "127.0.0.2", "true")
@@ -356,6 +373,10 @@ def test_host_certificates(sshd: Sshd, config: Path, tmp_path: Path) -> None:
         (["-l", "nobody-such", ADDRESS, "true"], "nobody-such@127.0.0.1: Permission denied (publickey)."),
         (["-o", "KexAlgorithms=mlkem768x25519-sha256", ADDRESS, "true"], "Unable to negotiate with 127.0.0.1 port 22"),
         (["-o", "Ciphers=nothing", ADDRESS], "Ciphers=nothing leaves no algorithm"),
+        (["-o", "BindAddress=::1", ADDRESS], "connect to host 127.0.0.1 port 22: Address family for hostname not supp"),
+        (["-o", "BindAddress=\udcff", ADDRESS], "connect to host 127.0.0.1 port 22: Cannot assign requested address"),
+        (["-o", "BindInterface=\udcff", ADDRESS], "connect to host 127.0.0.1 port 22: No such device"),
+        (["-o", "RemoteCommand=a", ADDRESS, "true"], "Cannot execute command-line and remote command."),
         (["-o", "ConnectTimeout=1", "192.0.2.1", "true"], "connect to host 192.0.2.1 port 22: "),
     ],
 )
