@@ -101,7 +101,7 @@ class TunnelKeys:
     def learn(self, keys: Sequence[HostKey]) -> None:
         """Keep more keys of a server that showed a kept one."""
         with suppress(UserError):  # they are learned the next time
-            self._add(keys, more=True)
+            self._add(list({key.algorithm: key for key in keys}.values()), more=True)
 
     def _add(self, keys: Sequence[HostKey], *, more: bool = False) -> list[known_hosts.KnownKey]:
         """Write keys down unless another process has written one meanwhile; return what is kept. Raises UserError."""
@@ -112,10 +112,12 @@ class TunnelKeys:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 found = known_hosts.find([str(path)], [self._name])
-                kept = {key.blob for key in found}
+                kept = {key.algorithm for key in found}  # one of each type, so no server can fill the file
                 if more or not found:
                     lines = [
-                        known_hosts.line_of(self._name, key.algorithm, key.blob) for key in keys if key.blob not in kept
+                        known_hosts.line_of(self._name, key.algorithm, key.blob)
+                        for key in keys
+                        if key.algorithm not in kept
                     ]
                     _replace(path, lines)
                     found = known_hosts.find([str(path)], [self._name])
@@ -159,6 +161,8 @@ class KnownHosts:
         self._address = address
         self._files = (*config.userknownhostsfile, *config.globalknownhostsfile)
         self._found = known_hosts.find(self._files, [self._name])
+        # As with ssh, a key that is known for the host's port 22 is good for a port of which nothing is known.
+        self._other_port = [] if self._name == name else known_hosts.find(self._files, [name])
 
     @property
     def _unchecked(self) -> bool:
@@ -169,7 +173,7 @@ class KnownHosts:
     def known(self) -> tuple[list[bytes], list[bytes], list[bytes]]:
         """Return what the files say of the host."""
         lists: dict[str, list[bytes]] = {"": [], "cert-authority": [], "revoked": []}
-        for key in self._found:
+        for key in self._found or self._other_port:
             lists[key.marker].append(key.blob)
         return lists[""], lists["cert-authority"], lists["revoked"]
 
@@ -185,7 +189,7 @@ class KnownHosts:
         same_type = [known for known in self._found if known.marker == "" and known.algorithm == key.algorithm]
         if same_type:
             self._warn_changed(key, same_type[0].where)
-            return strict == "no"  # as ssh has it: one may ask for that, and is warned
+            return strict == "no" and not self._forwards()  # as ssh has it: one may ask for that, and is warned
         if strict == "yes":
             self._ui.fault(f"No {key.kind} host key is known for {self._name} and you have requested strict checking.")
             return False
@@ -196,6 +200,14 @@ class KnownHosts:
 
     def learn(self, keys: Sequence[HostKey]) -> None:
         """Nothing: UpdateHostKeys is not done."""
+
+    def _forwards(self) -> bool:
+        """Whether a man in the middle would get more than this session; says so. ssh goes on without that much."""
+        config = self._config
+        asked = bool(config.forwards) or config.forwardagent != "no" or config.forwardx11
+        if asked:
+            self._ui.fault("Agent, X11 and port forwarding are not done with a changed host key (-a, -x, -L, -R, -D).")
+        return asked
 
     def _warn_changed(self, key: HostKey, where: str) -> None:
         bar = "@" * 59

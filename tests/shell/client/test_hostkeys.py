@@ -77,6 +77,17 @@ def test_keys_that_were_proved_are_learned(tmp_path):
     assert len(store.read_text().splitlines()) == 2
 
 
+def test_one_key_of_a_type_is_kept(tmp_path):
+    """Or a server could show new ones for ever."""
+    store, ui = tmp_path / "known", Spoken()
+    keys = TunnelKeys(HASH, 42422, ui, store)
+    keys.accept(key())
+    keys.learn([key(kind, bytes([seed])) for kind in ("ssh-ed25519", "ssh-mldsa44-ed25519") for seed in range(20)])
+    again = TunnelKeys(HASH, 42422, ui, store)
+    assert again.preferred() == ["ssh-ed25519", "ssh-mldsa44-ed25519"]
+    assert again.known()[0][0] == key().blob
+
+
 def test_hashes_and_ports_have_keys_of_their_own(tmp_path):
     store, ui = tmp_path / "known", Spoken()
     assert TunnelKeys(HASH, 42422, ui, store).accept(key())
@@ -134,7 +145,8 @@ def line(name, of, marker=""):
         ("*.example", 22, True),
         ("*.example,!host.*", 22, False),
         ("ho?t.example", 22, True),
-        ("host.example", 2222, False),
+        ("host.example", 2222, True),
+        ("host.exampl", 2222, False),
         ("[host.example]:2222", 2222, True),
         ("[host.example]:2222", 22, False),
         ("[*]:2222", 2222, True),
@@ -219,6 +231,26 @@ def test_a_changed_key_is_refused(tmp_path, strict, accepted):
     assert any(f"{path}:1" in said for said in ui.said)
     assert not ui.questions
     assert len(path.read_text().splitlines()) == 1
+
+
+def test_what_is_known_of_another_port_only_helps(tmp_path):
+    """A key of port 22 is good for others of which nothing is known; another key than that is a new one there."""
+    ui = Spoken("yes")
+    checked, path = rules(tmp_path, ui, line("host.example", key()), port=2222)
+    assert checked.known()[0] == [key().blob]
+    assert checked.accept(key(seed=b"b"))
+    assert len(ui.questions) == 1
+    assert path.read_text().splitlines()[1].startswith("[host.example]:2222 ")
+    both = line("host.example", key()), line("[host.example]:2222", key(seed=b"b"))
+    assert rules(tmp_path, ui, *both, port=2222)[0].known()[0] == [key(seed=b"b").blob]
+
+
+@pytest.mark.parametrize("asked", [["-A"], ["-X"], ["-L", "1:a:1"], ["-R", "1:a:1"], ["-D", "1"]])
+def test_nothing_is_forwarded_with_a_changed_key(tmp_path, asked):
+    ui = Spoken()
+    checked, _ = rules(tmp_path, ui, line("host.example", key()), strict="no", options=asked)
+    assert not checked.accept(key(seed=b"b"))
+    assert "forwarding" in ui.said[-1]
 
 
 def test_an_alias_stands_for_the_host(tmp_path):
