@@ -8,12 +8,14 @@ import os
 from typing import Final
 
 import asyncssh
+from asyncssh.packet import PacketDecodeError
 
 from pqtun.protocol.errors import UserError
 from pqtun.shell.client.printable import printable
 
-FILE_FAULTS: Final = (OSError, asyncssh.Error)
-"""All that an operation on a file raises, here and on a server; also when the connection is lost."""
+FILE_FAULTS: Final = (OSError, asyncssh.Error, PacketDecodeError)
+"""All that an operation on a file raises, here and on a server; also when the connection is lost, or an answer of the
+server is none."""
 
 LOST: Final = "the connection was lost"
 
@@ -44,6 +46,8 @@ def reason(error: BaseException) -> str:
         return str(error)
     if isinstance(error, (*_GONE, asyncio.IncompleteReadError)):
         return LOST
+    if isinstance(error, PacketDecodeError):
+        return "the server does not keep to the protocol"
     if isinstance(error, asyncssh.Error):
         number = _SAID_BY_SYSTEM.get(type(error))
         if number is not None:

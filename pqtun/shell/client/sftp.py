@@ -13,7 +13,7 @@ from pqtun.shell.client import copyflags
 from pqtun.shell.client.connections import Connections
 from pqtun.shell.client.copier import ConnectionGone, CopySettings
 from pqtun.shell.client.copyflags import CopyFlags
-from pqtun.shell.client.faults import FILE_FAULTS, LOST, is_lost
+from pqtun.shell.client.faults import FILE_FAULTS, LOST, is_lost, reason
 from pqtun.shell.client.location import Location, parse_destination
 from pqtun.shell.client.loopthread import LoopThread
 from pqtun.shell.client.options import UsageError
@@ -141,7 +141,10 @@ class Sftp:
 
     async def _connect(self) -> None:
         store = await self._connections.store(self._command.destination)
-        home = await store.home()
+        try:
+            home = await store.home()
+        except FILE_FAULTS as error:
+            raise UserError(f"no SFTP on this connection: {reason(error)}") from None
         settings = CopySettings(
             recursive=self._command.recursive,
             preserve=self._command.preserve,

@@ -63,9 +63,12 @@ class Session:
 
     async def run(self, command: Command) -> bool:
         """Run a command; whether all of it succeeded. What the server refuses is reported, a lost connection raised."""
+        return await self._told(command.name, self._commands[command.name](command))
+
+    async def _told(self, about: str, doing: Awaitable[None]) -> bool:
         before = self._report.faults
         try:
-            await self._commands[command.name](command)
+            await doing
         except ConnectionGone:
             raise
         except CopyFault as error:
@@ -73,7 +76,7 @@ class Session:
         except FILE_FAULTS as error:
             if is_lost(error):
                 raise
-            self._report.fault(b"", f"{command.name}: {reason(error)}")
+            self._report.fault(b"", f"{about}: {reason(error)}")
         return self._report.faults == before
 
     def path(self, name: bytes) -> bytes:
@@ -83,17 +86,18 @@ class Session:
     async def open_path(self, name: bytes, local: bytes | None) -> bool | None:
         """Take the path of the command line: start there if it is a directory (None), else fetch it (success)."""
         path = self.path(name)
-        if await kind_of(self.store, path) is Kind.DIRECTORY:
-            await self._change(path)
-            return None
-        before = self._report.faults
-        try:
-            await self._fetch(self._pattern(name), local, self._settings)
-        except ConnectionGone:
-            raise
-        except CopyFault as error:
-            self._report.fault(b"", str(error))
-        return self._report.faults == before
+        starts_there = False
+
+        async def start_or_fetch() -> None:
+            nonlocal starts_there
+            if await kind_of(self.store, path) is Kind.DIRECTORY:
+                await self._change(path)
+                starts_there = True
+            else:
+                await self._fetch(self._pattern(name), local, self._settings)
+
+        good = await self._told(printable(name), start_or_fetch())
+        return None if starts_there else good
 
     # -- where ---------------------------------------------------------------------------------------
 
@@ -127,7 +131,7 @@ class Session:
     async def _ls(self, command: Command) -> None:
         files: list[Listed]
         found = await self._matching(command.words[0]) if command.words else [self.directory]
-        if len(found) == 1 and await kind_of(self.store, found[0]) is Kind.DIRECTORY:
+        if not command.words or (len(found) == 1 and await kind_of(self.store, found[0]) is Kind.DIRECTORY):
             # As with ls(1), names are shown as they would be typed from here.
             prefix = b"" if not command.words else self._shown(found[0], command.words[0])
             listing = await self.store.listing(found[0], dots="a" in command.flags)
