@@ -31,7 +31,11 @@ class NotRunningError(UserError):
 
 @dataclass(frozen=True)
 class Bounds:
-    """What those who ask may take up. ``connections`` and ``per_user`` at once; ``request``: bytes of one line."""
+    """What those who ask may take up.
+
+    ``connections`` and ``per_user`` at once: beyond the first the oldest makes room, as a user may have many ids
+    (subuid(5)); beyond the second one is closed unheard. ``request``: bytes of one line.
+    """
 
     connections: int = 1 << 16
     per_user: int = 1 << 16
@@ -42,12 +46,12 @@ class ControlSocket:
     """Serves requests in the worker."""
 
     def __init__(self, sock: socket.socket, handlers: Mapping[str, Handler], bounds: Bounds | None = None) -> None:
-        """``bounds``: connections beyond them are closed unheard; None: as good as none."""
+        """``bounds``: None is as good as none."""
         self._sock = sock
         self._handlers = handlers
         self._bounds = bounds or Bounds()
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], None] = {}  # the oldest first
         self._users: Counter[int] = Counter()
 
     async def start(self) -> None:
@@ -65,13 +69,17 @@ class ControlSocket:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         user = _peer_user(writer.get_extra_info("socket"))
-        if len(self._connections) >= self._bounds.connections or self._users[user] >= self._bounds.per_user:
+        if self._users[user] >= self._bounds.per_user:
             writer.close()
             return
+        if len(self._connections) >= self._bounds.connections:
+            oldest = next(iter(self._connections))
+            del self._connections[oldest]
+            oldest.cancel()
         task = asyncio.current_task()
-        if task is not None:
-            self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
+        assert task is not None
+        self._connections[task] = None
+        task.add_done_callback(lambda ended: self._connections.pop(ended, None))
         self._users[user] += 1
         try:
             while line := await asyncio.wait_for(reader.readline(), IDLE_SECONDS):

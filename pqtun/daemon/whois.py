@@ -7,6 +7,7 @@ One JSON line asks: {"op": "whois", "address": "10.43.0.7"}; one answers: {"name
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,10 +63,13 @@ def answer(book: PeerBook, network6: IPv6Network | None, request: Mapping[str, A
 def ask(run: Path, address: str) -> Known:
     """Ask the client that runs with this directory, for at most 5 s.
 
-    Raises NotRunningError, UnknownAddressError, and UserError if it does not answer.
+    Raises NotRunningError, UnknownAddressError, and UserError if it does not answer, or anybody could in its place.
     """
     path = run / f"{ROLE}.sock"
     try:
+        found_at = os.stat(run)
+        if found_at.st_uid not in (0, os.geteuid()) or found_at.st_mode & 0o022:
+            raise UserError(f"others may write to {run}, so what answers there is not believed; see --run")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(ANSWER_SECONDS)
             sock.connect(str(path))

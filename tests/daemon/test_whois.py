@@ -134,6 +134,39 @@ def test_a_user_cannot_take_all_connections(run):
     wait_until(answered, 5, "room for another connection")
 
 
+def test_who_has_many_ids_makes_room_for_others(tmp_path, book):
+    directory = RunDirectory(tmp_path / "run", "client")
+    handlers = {whois.OP: lambda request: whois.answer(book, NETWORK6, request)}
+    served = ControlSocket(directory.listen_to_all(whois.ROLE), handlers, Bounds(2, 100, whois.MAX_REQUEST))
+    with on_a_loop(served), socket.socket(socket.AF_UNIX) as oldest, socket.socket(socket.AF_UNIX) as other:
+        for sock in (oldest, other):
+            sock.connect(str(tmp_path / "run" / "whois.sock"))
+            sock.settimeout(5)
+            sock.sendall(b'{"op": "whois", "address": "10.43.0.2"}\n')
+            assert "name" in json.loads(sock.recv(4096))
+        assert whois.ask(tmp_path / "run", "10.43.0.2").name == "pq1k.example.net"
+        assert oldest.recv(4096) == b""
+        other.sendall(b'{"op": "whois", "address": "10.43.0.2"}\n')
+        assert other.recv(4096)
+    directory.close()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o775])
+def test_a_directory_that_others_may_write_to_is_not_believed(run, mode):
+    run.chmod(mode)
+    with pytest.raises(UserError, match="others may write"):
+        whois.ask(run, "10.43.0.2")
+    run.chmod(0o755)
+
+
+@pytest.mark.root
+def test_a_directory_of_another_user_is_not_believed(run):
+    os.chown(run, 65534, 65534)
+    with pytest.raises(UserError, match="others may write"):
+        whois.ask(run, "10.43.0.2")
+    os.chown(run, 0, 0)
+
+
 @pytest.mark.root
 def test_another_user_is_still_served(run, tmp_path):
     os.chmod(tmp_path, 0o755)
