@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -104,7 +105,8 @@ async def _over_tcp(
                 keys = KnownHosts(config, shown, ui)
             else:
                 ui.debug(f"The tunnel to {shown} has proved the key hash {known.keyhash} of {known.name}.")
-                keys = TunnelKeys(known.keyhash, config.port, ui)
+                confirm = partial(tunnel.confirm, known, config.hostname, shown, run)
+                keys = TunnelKeys(known.keyhash, config.port, ui, confirm=confirm)
             return await settings.login(keys, sock=sock)
     assert failure is not None
     raise failure

@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +68,20 @@ class Verifier(Protocol):
 class TunnelKeys:
     """The keys of a server whose key hash the tunnel has proved."""
 
-    def __init__(self, keyhash: str, port: int, ui: UserInterface, store: Path | None = None) -> None:
-        """``keyhash``: as the pq1 name writes it; services on different ports may have keys of their own."""
+    def __init__(
+        self,
+        keyhash: str,
+        port: int,
+        ui: UserInterface,
+        store: Path | None = None,
+        *,
+        confirm: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``keyhash``: as the pq1 name writes it; services on different ports may have keys of their own.
+
+        ``confirm`` is called before a first key is kept: UserError if the tunnel has gone since it was asked for.
+        """
+        self._confirm = confirm
         self._name = known_hosts.host_name(keyhash, port, PORT)
         self._store = store or Path(os.path.expanduser(STORE))
         self._ui = ui
@@ -87,7 +99,9 @@ class TunnelKeys:
         return [key.algorithm for key in self._found]
 
     def accept(self, key: HostKey) -> bool:
-        """Keep the first key; refuse any other."""
+        """Keep the first key; refuse any other. Raises UserError if that cannot be."""
+        if not self._found:
+            self._confirm()
         known = self._found or self._add([key])
         if any(kept.blob == key.blob for kept in known):
             return True

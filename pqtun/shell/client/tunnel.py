@@ -25,3 +25,9 @@ def identify(name: str, address: str, run: Path | None = None) -> Known:
     except UnknownAddressError:
         what = f"{name} is an address" if name == address else f"{name} announces no key: {address} is an address"
         raise UserError(f"{what} outside all tunnels; {_DIRECT}") from None
+
+
+def confirm(known: Known, name: str, address: str, run: Path | None = None) -> None:
+    """Ask again: without the tunnel, whoever is connected by now may be anybody. Raises UserError."""
+    if identify(name, address, run) != known:
+        raise UserError(f"{name} leads into another tunnel by now; try again")

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pqtun.shell.client import known_hosts
+from pqtun.protocol.errors import UserError
+from pqtun.shell.client import known_hosts, tunnel
 from pqtun.shell.client.config import resolve
 from pqtun.shell.client.hostkeys import HostKey, KnownHosts, TunnelKeys
 from pqtun.shell.client.options import parse
@@ -58,6 +59,26 @@ def test_the_first_key_is_kept_and_another_refused(tmp_path):
     assert f"{store}:1" in ui.said[0]
     assert key(seed=b"b").fingerprint in ui.said[0]
     assert "\n" not in ui.said[0]
+
+
+def test_a_first_key_is_not_kept_if_the_tunnel_has_gone(tmp_path):
+    def gone():
+        raise UserError("gone")
+
+    store, ui = tmp_path / "known", Spoken()
+    with pytest.raises(UserError, match="gone"):
+        TunnelKeys(HASH, 42422, ui, store, confirm=gone).accept(key())
+    assert not store.exists()
+    TunnelKeys(HASH, 42422, ui, store).accept(key())
+    assert not TunnelKeys(HASH, 42422, ui, store, confirm=gone).accept(key(seed=b"b"))
+
+
+def test_the_tunnel_is_asked_for_again(monkeypatch):
+    answers = [tunnel.Known("pq1a", "a"), tunnel.Known("pq1b", "b")]
+    monkeypatch.setattr(tunnel, "identify", lambda *_: answers.pop(0))
+    tunnel.confirm(tunnel.Known("pq1a", "a"), "host", "10.43.0.2")
+    with pytest.raises(UserError, match="another tunnel"):
+        tunnel.confirm(tunnel.Known("pq1a", "a"), "host", "10.43.0.2")
 
 
 def test_a_key_of_another_type_is_a_change_too(tmp_path):
