@@ -160,7 +160,10 @@ def draw(steps: list[int], monkeypatch: pytest.MonkeyPatch, widths: tuple[int, i
 
     try:
         asyncio.run(run())
-        return os.read(master, 4096).decode()
+        drawn = b""
+        while not drawn.endswith(b"\n"):  # what was written at once need not be there at once
+            drawn += os.read(master, 4096)
+        return drawn.decode()
     finally:
         os.close(master)
         os.close(slave)
