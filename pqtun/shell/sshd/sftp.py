@@ -84,6 +84,9 @@ class Files(SFTPServer):
         if self._read_only and pflags & _WRITING:
             raise PermissionError(errno.EACCES, "this key is for reading only")
         file = cast(Any, super().open(path, pflags, attrs))
+        if _tells_of_us(file.fileno()):
+            file.close()
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         self._tallies[file.fileno()] = _Tally(os.path.abspath(path))
         return file
 
@@ -155,6 +158,14 @@ class Files(SFTPServer):
     def format_group(self, gid: int | None) -> str:
         """Name a group."""
         return "" if gid is None else _group(gid) or str(gid)
+
+
+def _tells_of_us(fd: int) -> bool:
+    """Whether it is /proc/self/maps or another such file: our memory is laid out as root's that we are a copy of."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}").startswith(f"/proc/{os.getpid()}/")
+    except OSError:
+        return False  # without /proc there are no such files
 
 
 @functools.lru_cache(maxsize=4096)

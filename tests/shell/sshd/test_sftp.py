@@ -167,6 +167,16 @@ def test_a_file_that_is_there_is_not_made_anew(tmp_path: Path) -> None:
     assert (tmp_path / "f").read_bytes() == b"x"
 
 
+@pytest.mark.parametrize("name", ["maps", "stat", "task/../smaps"])
+def test_nothing_is_told_of_the_servers_own_memory(tmp_path: Path, name: str) -> None:
+    """It is a copy of root's process, whose addresses are the same."""
+    (tmp_path / "link").symlink_to(f"/proc/self/{name}")
+    with Client() as client:
+        for path in (f"/proc/self/{name}", f"/proc/{os.getpid()}/{name}", str(tmp_path / "link")):
+            assert client.status(OPEN, text(path.encode()), struct.pack(">II", FOR_READING, 0)) == DENIED
+        assert client.open(Path("/proc/version"), FOR_READING)
+
+
 def test_a_full_disk_is_said() -> None:
     with Client() as client:
         full = client.open(Path("/dev/full"), FOR_WRITING)
