@@ -1,6 +1,7 @@
 """``pqtun sshd``."""
 
 import argparse
+import sys
 from typing import Any
 
 from pqtun.cli import options
@@ -64,8 +65,13 @@ def run(arguments: argparse.Namespace) -> int:
     flags = {name: getattr(arguments, name) for name in settings.option_names(SshdSettings)}
     loaded, deliver_to = settings.load_sshd(arguments.config, flags)
     if arguments.check:
-        from pqtun.shell.sshd import addresses  # imports only what this command needs
+        from pqtun.shell.sshd import addresses, service  # imports only what this command needs
 
+        faults = service.faults(loaded)
+        for fault in faults:
+            print(f"pqtun sshd: {fault}", file=sys.stderr)
+        if faults:
+            return 1
         place = addresses.find(loaded.interface, loaded.address, deliver_to)
         if place is None:
             print(f"The settings are right. {loaded.interface} is not there yet: it would wait for it.")

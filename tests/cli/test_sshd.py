@@ -34,6 +34,19 @@ def test_check(tmp_path):
     assert result.stderr == f"pqtun sshd: {config}, line 2: port = 0: a port is a number from 1 to 65535\n"
 
 
+@pytest.mark.root
+def test_check_looks_at_the_files_that_are_named(tmp_path):
+    keys = tmp_path / "keys"
+    result = pqtun("--check", "--revoked-keys", keys)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"pqtun sshd: revoked_keys: {keys}: no such file; nobody can log in\n"
+    keys.touch(mode=0o666)
+    keys.chmod(0o666)
+    result = pqtun("--check", "--trusted-user-ca-keys", keys)
+    assert result.returncode == 1
+    assert f"trusted_user_ca_keys: {keys}: bad ownership or modes of the file; no certificate" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [

@@ -307,6 +307,26 @@ def test_a_device_that_comes_later(host: Host) -> None:
     wait_until(lambda: host.ssh("true").returncode == 0, 20, "a login")
 
 
+def test_a_port_that_somebody_took_meanwhile(host: Host) -> None:
+    """A device that returns to a port that is taken does not end the service: it is tried again and again."""
+    subprocess.run(["ip", "-n", host.server, "link", "del", DEVICE], check=True, timeout=20)
+    host.service.wait_output("which is gone", 20)
+    taken = f"import socket; s = socket.create_server(('', {PORT})); print('taken', flush=True); s.accept()"
+    other = host.lab.spawn(host.server, sys.executable, "-c", taken)
+    other.wait_output("taken", 20)
+    host.join()
+    host.service.wait_output("already in use", 20)
+    other.stop()
+    wait_until(lambda: host.ssh("true").returncode == 0, 20, "a login")
+
+
+def test_files_that_the_settings_name_are_looked_at(host: Host) -> None:
+    host.restart("--revoked-keys", "/no/such/file")
+    assert "revoked_keys: /no/such/file: no such file; nobody can log in" in host.service.output()
+    assert host.ssh("true").returncode == 255
+    host.restart()
+
+
 def test_others_may_be_served_after_failures(host: Host) -> None:
     """An address that fails again and again has to wait; another one notices nothing."""
     for _ in range(8):

@@ -91,6 +91,7 @@ class Listener:
         self._since = time.monotonic()
         self._control = StatusSocket(control, self._selector, self._status)
         self._place: Place | None = None
+        self._started = False
         self._sockets: list[socket.socket] = []
         self._look_at: float | None = None  # when to see where to listen
         self._over = False
@@ -139,6 +140,7 @@ class Listener:
             self._look()
             if self._place is None:
                 log.warning("waits for %s, which is not there yet or has no address", self._settings.interface)
+            self._started = True
             ready()
             while not self._over:
                 self._turn()
@@ -200,12 +202,11 @@ class Listener:
             self._look_at = time.monotonic() + SETTLE_SECONDS
 
     def _look(self) -> None:
-        """Listen where the tunnel's device has its addresses now. Raises UserError if it cannot the first time."""
+        """Listen where the tunnel's device has its addresses now. Raises UserError if it cannot, at the start."""
         self._look_at = None
         place = addresses.find(self._settings.interface, self._settings.address, self._deliver_to)
         if place == self._place:
             return
-        first = self._place is None and not self._sockets
         self._stop_listening()
         if place is None:
             log.warning("waits for %s, which is gone", self._settings.interface)
@@ -213,7 +214,7 @@ class Listener:
         try:
             self._sockets = addresses.listen(place, self._settings.port)
         except (OSError, UserError) as error:
-            if first and isinstance(error, UserError):
+            if not self._started and isinstance(error, UserError):
                 raise
             log.warning("%s", error)
             self._look_at = time.monotonic() + RETRY_SECONDS

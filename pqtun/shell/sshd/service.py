@@ -14,6 +14,8 @@ from pqtun.daemon.settings import SshdSettings
 from pqtun.protocol.errors import UserError
 from pqtun.shell import ssh
 from pqtun.shell.audit import AuditLog
+from pqtun.shell.sshd import filemodes
+from pqtun.shell.sshd.filemodes import FileRefused
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ def run(settings: SshdSettings, deliver_to: IPv4Address | None) -> int:
         try:
             if settings.pam is not None and not pamsession.available(settings.pam):
                 log.warning("there is no PAM, or no service %s: pqtun checks accounts itself", settings.pam)
+            for fault in faults(settings):
+                log.warning("%s", fault)
             network = confinement.network_of(signer.pid)
             workers = Workers(settings, user, empty, signer.keys, network)
             audit = None if settings.audit is None else AuditLog(settings.audit)
@@ -54,6 +58,21 @@ def run(settings: SshdSettings, deliver_to: IPv4Address | None) -> int:
     finally:
         _remove(settings.run / "empty")
         run_directory.close()
+
+
+def faults(settings: SshdSettings) -> list[str]:
+    """What is wrong with files that the settings name, which only logins would show; as root."""
+    found = []
+    for name, path, effect in (
+        ("trusted_user_ca_keys", settings.trusted_user_ca_keys, "no certificate is taken"),
+        ("revoked_keys", settings.revoked_keys, "nobody can log in"),
+    ):
+        try:
+            if path is not None and filemodes.read_of_root(str(path)) is None:
+                raise FileRefused(f"{path}: no such file")
+        except FileRefused as refused:
+            found.append(f"{name}: {refused}; {effect}")
+    return found
 
 
 def _ready() -> None:
