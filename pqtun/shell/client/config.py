@@ -100,9 +100,9 @@ class Config:
         """The host as messages call it."""
         return self.hostname
 
-    def expand(self, text: str, **more: str) -> str:
+    def expand(self, text: str) -> str:
         """Put the values for %h, %p, %r … into a command. Raises UserError for a token that ssh does not know."""
-        return expand(text, {**self.tokens, **more})
+        return expand(text, self.tokens)
 
     def verbosity(self) -> int:
         """How often -v was given, or LogLevel says so: 0 to 3."""

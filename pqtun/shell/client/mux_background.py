@@ -71,7 +71,7 @@ def ride_own_master(options: Options, config: Config, ui: UserInterface) -> int:
             asyncio.run(_serve(options, config, ui, theirs))
             status = 0
         except UserError as error:
-            ui.fault(str(error))
+            ui.fault(f"pqtun ssh: {error}")
         except KeyboardInterrupt:
             pass
         finally:
@@ -82,7 +82,7 @@ def ride_own_master(options: Options, config: Config, ui: UserInterface) -> int:
     if not ready:
         os.waitpid(pid, 0)  # which has said why
         return mux_client.ERROR
-    ridden = mux_client.attach(options, replace(config, controlmaster="no"), ui)
+    ridden = mux_client.attach(options, replace(config, controlmaster="no"), ui, own=True)
     if ridden is None:
         raise UserError(f"ControlPath {config.controlpath}: the new master ended")
     return ridden

@@ -77,11 +77,12 @@ class _Signalled(BaseException):
     """A signal asks this program to end."""
 
 
-def attach(options: Options, config: Config, ui: UserInterface) -> int | None:
+def attach(options: Options, config: Config, ui: UserInterface, *, own: bool = False) -> int | None:
     """Do what the command line asks for over an existing master; return the exit code, None if there is no master.
 
-    None means: connect yourself, and become the master if config.controlmaster says so. Raises UserError for -O
-    without a master, and for a master that cannot be trusted or understood.
+    None means: connect yourself, and become the master if config.controlmaster says so. ``own``: the master was started
+    for this; with -N it keeps the forwards, and nobody waits. Raises UserError for -O without a master, and for a
+    master that cannot be trusted or understood.
     """
     if options.control_command is None and (
         config.controlpath is None or config.controlmaster not in ("no", "auto", "autoask")
@@ -99,7 +100,7 @@ def attach(options: Options, config: Config, ui: UserInterface) -> int | None:
         try:
             if options.control_command is not None:
                 return _command(passage, options.control_command, config, ui)
-            return _ride(passage, options, config, ui)
+            return _ride(passage, options, config, ui, own=own)
         except (_Ended, ConnectionError):
             raise UserError(f"the master at {config.controlpath} closed the connection") from None
         except MessageError as error:
@@ -226,11 +227,13 @@ def to_wire(forward: Forward, *, gateway_ports: bool = False) -> WireForward:
 # -- sessions ----------------------------------------------------------------------------------------
 
 
-def _ride(passage: Passage, options: Options, config: Config, ui: UserInterface) -> int:
+def _ride(passage: Passage, options: Options, config: Config, ui: UserInterface, *, own: bool) -> int:
     passage.hello()
     pid = passage.alive()
     if not _forwards(passage, config, ui, show=False) and config.exitonforwardfailure:
         return ERROR
+    if own and config.sessiontype == "none" and options.stdio_forward is None:
+        return 0
     if config.stdinnull:
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)

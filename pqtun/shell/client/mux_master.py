@@ -409,7 +409,9 @@ class _Client:
         try:
             port = await self._master.forwards.open(forward)
         except (OSError, asyncssh.Error, asyncssh.ChannelListenError) as error:
-            self._send(Failure(request, f"Port forwarding failed: {error}"))
+            # asyncio's own text is about a call.
+            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+            self._send(Failure(request, f"Port forwarding failed: {reason}"))
             return
         self._send(RemotePort(request, port) if port is not None and wire.listen_port == 0 else Ok(request))
 

@@ -98,12 +98,12 @@ def _run(options: Options, config: Config, ui: UserInterface) -> int:
 
 def _ways(options: Options, config: Config, ui: UserInterface) -> int:
     """Go over another program's connection, or make one: in the background to stay, or here."""
+    if options.command and config.remotecommand and options.control_command is None:
+        raise UserError("Cannot execute command-line and remote command.")
     if not options.persistent or options.control_command is not None:
         done = mux_client.attach(options, config, ui)
         if done is not None:
             return done
-    if options.command and config.remotecommand:
-        raise UserError("Cannot execute command-line and remote command.")
     command = options.command or config.remotecommand
     if config.forkafterauthentication and config.sessiontype == "default" and not command:
         raise UserError("Cannot fork into background without a command to execute.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import shlex
 import socket
 import subprocess
 from dataclasses import dataclass
@@ -79,8 +78,7 @@ async def connect(config: Config, address: Address, ui: UserInterface) -> Transp
 def proxied(config: Config) -> Transport:
     """Start the ProxyCommand; it ends when the socket is closed. Raises UserError."""
     assert config.proxycommand is not None
-    quoted = {"h": shlex.quote(config.hostname)} if config.hostname.startswith("-") else {}
-    command = config.expand(config.proxycommand, **quoted)
+    command = config.expand(config.proxycommand)
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     shell = os.environ.get("SHELL") or "/bin/sh"
