@@ -178,7 +178,8 @@ class Reader:
             return
         known = KEYWORDS.get(keyword)
         if known is None:
-            if keyword not in WITHOUT_EFFECT and not matches(str(self.values.get("ignoreunknown", "")), keyword):
+            ignored = str(self.values.get("ignoreunknown", ""))
+            if keyword not in WITHOUT_EFFECT and not matches(ignored, keyword, lower=True):
                 raise ConfigError(f"{self._where}: Bad configuration option: {keyword}")
             return
         words = [value] if known.raw else self._words(value)

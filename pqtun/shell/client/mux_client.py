@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from pqtun.protocol.errors import MessageError, UserError
 from pqtun.shell.client import control_socket
-from pqtun.shell.client.forwardspec import Forward, parse_endpoint
+from pqtun.shell.client.forwardspec import Forward
 from pqtun.shell.client.mux_messages import (
     DYNAMIC,
     LOCAL,
@@ -301,13 +301,9 @@ def _until_exit(passage: Passage, session: int, raw: RawTerminal | None) -> int 
     return status
 
 
-def _ride_stdio(passage: Passage, destination: str, ui: UserInterface) -> int:
+def _ride_stdio(passage: Passage, destination: tuple[str, int], ui: UserInterface) -> int:
     try:
-        host, port = parse_endpoint(destination)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    try:
-        passage.call(StdioForward(passage.number(), "", host, port), SessionOpened, fds=(0, 1))
+        passage.call(StdioForward(passage.number(), "", *destination), SessionOpened, fds=(0, 1))
     except Refused as error:
         ui.fault(f"Stdio forwarding request failed: {error}")
         return ERROR

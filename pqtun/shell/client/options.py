@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pqtun.protocol.errors import UserError
+from pqtun.shell.client.forwardspec import parse_endpoint
 
 USAGE: Final = """\
 usage: pqtun ssh [-46AaCfGgMNnqsTtVvXxY] [--direct] [--persistent]
@@ -75,7 +76,7 @@ class Options:
     config_file: str | None = None  # -F; "none": no file
     log_file: str | None = None  # -E
     control_command: str | None = None  # -O
-    stdio_forward: str | None = None  # -W
+    stdio_forward: tuple[str, int] | None = None  # -W
     direct: bool = False  # --direct: no tunnel is asked for
     persistent: bool = False  # --persistent
     run: str | None = None  # --run: where the pqtun client's whois socket is
@@ -220,7 +221,10 @@ def _argument(options: Options, letter: str, value: str) -> None:
     elif letter == "W":
         if options.stdio_forward is not None:
             raise UsageError("stdio forward already specified")
-        options.stdio_forward = value
+        try:
+            options.stdio_forward = parse_endpoint(value)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         options.assign("sessiontype", "none")
         options.assign("requesttty", "no")
     else:

@@ -247,23 +247,18 @@ class Program:
             self._ui.debug(f"The command was ended by SIG{interaction.killed_by}.")
         return ERROR if status is None else status
 
-    async def _stdio_forward(self, connection: asyncssh.SSHClientConnection, destination: str) -> int:
+    async def _stdio_forward(self, connection: asyncssh.SSHClientConnection, destination: tuple[str, int]) -> int:
         import asyncssh
 
-        from pqtun.shell.client.forwardspec import parse_endpoint
         from pqtun.shell.client.mux_messages import StdioForward
         from pqtun.shell.client.mux_session import Passenger, open_stdio_forward
         from pqtun.shell.client.session import standard_descriptors
 
-        try:
-            host, port = parse_endpoint(destination)
-        except ValueError as error:
-            raise UserError(str(error)) from None
         ended: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         fds = standard_descriptors(null_input=self._config.stdinnull)
         passenger = Passenger(fds, lambda: None, ended.set_result)
         try:
-            await open_stdio_forward(connection, StdioForward(0, "", host, port), passenger)
+            await open_stdio_forward(connection, StdioForward(0, "", *destination), passenger)
         except asyncssh.Error as error:
             raise UserError(f"stdio forwarding failed: {printable(error.reason)}") from None
         await ended

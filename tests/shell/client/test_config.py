@@ -127,7 +127,7 @@ def write(tmp_path):
         "StrictHostKeyChecking off\nHostKeyAlias other\nTCPKeepAlive no\n",
         "RemoteCommand echo 'a  b' %%\nGatewayPorts yes\nExitOnForwardFailure yes\n",
         "IdentitiesOnly yes # a comment\n# another\n\n   # and\n\tCompression yes   \n",
-        "IgnoreUnknown foo*,bar\nFooBar x\nBar y\nUser a\n",
+        "IgnoreUnknown Foo*,bar\nFooBar x\nBar y\nUser a\n",
         "GSSAPIAuthentication yes\nRekeyLimit 1G\nPreferredAuthentications publickey\nUser a\n",
         "AddressFamily inet6\nLogLevel debug2\n",
     ],

@@ -52,7 +52,7 @@ def test_own_options():
 
 def test_others():
     options = parse(["-W", "a:1", "-E", "log", "-F", "none", "-O", "check", "h"])
-    assert (options.stdio_forward, options.log_file, options.config_file) == ("a:1", "log", "none")
+    assert (options.stdio_forward, options.log_file, options.config_file) == (("a", 1), "log", "none")
     assert options.control_command == "check"
     assert options.setting("sessiontype") == "none"
     assert parse(["-V"]).version
@@ -70,6 +70,7 @@ def test_others():
         ["-o", "", "h"],
         ["-oPort", "h"],
         ["-W", "a:1", "-W", "b:1", "h"],
+        ["-W", "a", "h"],
         ["@h"],
         ["u@"],
         ["--", "-oProxyCommand=x"],
