@@ -115,9 +115,17 @@ def _ask_terminal(terminal: int, prompt: str, *, echo: bool) -> str | None:
         asking[3] &= ~(termios.ECHO | termios.ECHONL)
     with ExitStack() as stack:
         stack.callback(termios.tcsetattr, terminal, termios.TCSAFLUSH, before)
-        stack.enter_context(_ended_by_signals())
-        termios.tcsetattr(terminal, termios.TCSAFLUSH, asking)
-        os.write(terminal, prompt.encode(errors="replace"))
+
+        def begin() -> None:
+            termios.tcsetattr(terminal, termios.TCSAFLUSH, asking)
+            os.write(terminal, prompt.encode(errors="replace"))
+
+        def pause() -> None:
+            termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+        stack.enter_context(_heeding_signals(pause, begin))
+        begin()
         line = b""
         while not line.endswith(b"\n") and len(line) < _MAX_ANSWER:
             part = os.read(terminal, _MAX_ANSWER)
@@ -132,10 +140,11 @@ def _ask_terminal(terminal: int, prompt: str, *, echo: bool) -> str | None:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def _heeding_signals(pause: Callable[[], None], proceed: Callable[[], None]) -> Iterator[None]:
     """Have the signals that end a program raise KeyboardInterrupt here, so that the terminal is put right first.
 
-    An event loop's handlers would only note them, and the read go on.
+    An event loop's handlers would only note them, and the read go on. ``pause`` is called for ^Z, ``proceed`` when the
+    program goes on: a shell had the terminal meanwhile, and has left it showing what is typed.
     """
 
     def interrupt(number: int, _: object) -> None:
@@ -144,6 +153,9 @@ def _ended_by_signals() -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
     wakeup = signal.set_wakeup_fd(-1)
     previous = {number: signal.signal(number, interrupt) for number in numbers}
+    if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:  # ignored where no shell could let it go on
+        previous[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, lambda *_: pause())
+    previous[signal.SIGCONT] = signal.signal(signal.SIGCONT, lambda *_: proceed())
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -175,6 +176,26 @@ def test_suspend(sshd: Sshd, tmp_path: Path) -> None:
         terminal.wait_for("closed.")
         terminal.type("echo code $?\r")
         terminal.wait_for("code 9\r\n")
+
+
+def test_a_question_stays_unseen_when_it_was_suspended(tmp_path: Path) -> None:
+    script = tmp_path / "ask.py"
+    script.write_text(
+        "from pqtun.shell.client.ui import UserInterface\n"
+        "print('answered', len(UserInterface().ask('Secret: ', echo=False) or ''))\n"
+    )
+    with Terminal(["bash", "--norc", "--noprofile", "-i"], env=login.environment({"PS1": "local$ "})) as terminal:
+        terminal.wait_for("local$ ")
+        terminal.type(f"{shlex.join([sys.executable, str(script)])}; echo code $?\r")
+        terminal.wait_for("Secret: ")
+        for _ in range(2):
+            terminal.type("\x1a")
+            terminal.wait_for("local$ ")
+            terminal.type("fg\r")
+            terminal.wait_for("Secret: ")
+        terminal.type("hunter2\r")
+        terminal.wait_for("answered 7\r\n")
+        assert "hunter2" not in terminal.seen
 
 
 def test_in_the_background(sshd: Sshd) -> None:
