@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from pqtun.protocol.errors import UserError
@@ -17,14 +18,17 @@ def main(arguments: Sequence[str]) -> NoReturn:
     try:
         code = run(arguments)
     except UsageError as error:
-        print(f"pqtun ssh: {error}\n{USAGE}", file=sys.stderr)
+        _complain(f"{error}\n{USAGE}")
     except UserError as error:
-        print(f"pqtun ssh: {error}", file=sys.stderr)
+        _complain(str(error))
     _leave(code)
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError):  # nobody is there to read it
+        print(f"pqtun ssh: {text}", file=sys.stderr, flush=True)
 
 
 def _leave(code: int) -> NoReturn:
     """End at once: all is closed by now, and Python would take 30 ms to free what the kernel frees anyway."""
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)

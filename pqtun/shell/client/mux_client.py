@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -50,6 +49,7 @@ from pqtun.shell.client.mux_messages import (
 from pqtun.shell.client.mux_messages import Forward as WireForward
 from pqtun.shell.client.printable import printable
 from pqtun.shell.client.terminal import RawTerminal
+from pqtun.shell.client.ui import print_text
 
 if TYPE_CHECKING:
     from pqtun.shell.client.config import Config
@@ -206,7 +206,7 @@ def _forwards(passage: Passage, config: Config, ui: UserInterface, *, cancel: bo
             if isinstance(answer, RemotePort):
                 ui.say(f"Allocated port {answer.port} for remote forward to {forward.connect}")
                 if show:
-                    sys.stdout.write(f"{answer.port}\n")
+                    print_text(str(answer.port))
     return well
 
 

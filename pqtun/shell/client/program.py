@@ -16,7 +16,7 @@ from pqtun.shell.client.background import Leave, run_leavable
 from pqtun.shell.client.config import Config, resolve
 from pqtun.shell.client.options import USAGE, Options, parse
 from pqtun.shell.client.printable import printable
-from pqtun.shell.client.ui import UserInterface
+from pqtun.shell.client.ui import UserInterface, print_text
 
 if TYPE_CHECKING:
     import asyncssh
@@ -47,12 +47,6 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         ui.fault(f"pqtun ssh: {error}")
         return ERROR
-
-
-def print_text(text: str) -> None:
-    """Print to stdout."""
-    with suppress(BrokenPipeError):
-        os.write(1, f"{text}\n".encode(errors="surrogateescape"))
 
 
 def _version() -> str:

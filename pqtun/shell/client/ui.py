@@ -81,6 +81,16 @@ class UserInterface:
                 self.answered()
 
 
+def print_text(text: str) -> None:
+    """Print to stdout. Raises UserError if that cannot be; that nobody reads on is no fault."""
+    try:
+        os.write(1, f"{text}\n".encode(errors="surrogateescape"))
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        raise UserError(f"standard output: {error.strerror}") from None
+
+
 def _read_line(prompt: str, *, echo: bool) -> str | None:
     required = os.environ.get("SSH_ASKPASS_REQUIRE", "")
     program = os.environ.get("SSH_ASKPASS")
