@@ -102,10 +102,10 @@ def login(account: Account, tty: str, address: str, pid: int) -> bool:
     return True
 
 
-def logout(tty: str) -> None:
-    """Strike out what `login` entered, whoever the terminal belongs to by now."""
+def logout(tty: str, pid: int) -> None:
+    """Strike out what `login` entered with that `pid`, unless the terminal is somebody else's login by now."""
     match = _PTS.fullmatch(tty)
-    if match is not None:
+    if match is not None and _process_at(match[1]) in (None, pid):
         _enter(_DEAD_PROCESS, match[1], "", "", 0, time.time())
 
 
@@ -126,6 +126,22 @@ def last(account: Account) -> LastLogin | None:
     if moment == 0:
         return None
     return LastLogin(time=moment, line=_text(line), host=_text(host))
+
+
+def _process_at(line: str) -> int | None:
+    """The process whose login utmp has at a line; None if there is none."""
+    layout = _LAYOUTS.get(platform.machine())
+    if layout is None:
+        return None
+    wanted = layout[0]()
+    wanted.ut_line = line.encode()[:32]
+    libc = ctypes.CDLL(None)
+    libc.getutxline.restype = ctypes.POINTER(layout[0])
+    libc.setutxent()
+    found = libc.getutxline(ctypes.byref(wanted))
+    pid = int(found.contents.ut_pid) if found else None
+    libc.endutxent()
+    return pid
 
 
 def _enter(kind: int, line: str, user: str, address: str, pid: int, now: float) -> None:

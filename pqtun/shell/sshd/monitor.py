@@ -308,7 +308,7 @@ class Monitor:
         if message.get("end") is True:
             if tty in self._terminals:
                 self._terminals.remove(tty)
-                loginrecords.logout(tty)
+                loginrecords.logout(tty, user.host)
             return {}, []
         if len(self._terminals) < self._login.settings.max_channels and loginrecords.login(
             user.account, tty, self._login.source, user.host
@@ -348,7 +348,7 @@ class Monitor:
             log.warning("the process of a user did not end with its connection, and is killed")
         process.kill(self._user.host)
         for tty in self._terminals:
-            loginrecords.logout(tty)
+            loginrecords.logout(tty, self._user.host)
         self._user.session.close()
         self._write({"event": "logout", "seconds": round(seconds, 3), **self._lost()})
 

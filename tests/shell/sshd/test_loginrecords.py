@@ -34,7 +34,7 @@ def test_who_and_last_see_the_login_and_its_end(world):
         line = tty.removeprefix("/dev/")
         assert loginrecords.login(accounts.find("alice"), tty, "10.43.0.7", os.getpid())
         during = output("who", str(UTMP)), output("last", "-i", "-f", str(WTMP))
-        loginrecords.logout(tty)
+        loginrecords.logout(tty, os.getpid())
         return line, *during, output("who", str(UTMP)), output("last", "-i", "-f", str(WTMP))
 
     line, who, last, who_after, last_after = world.call(seen)
@@ -44,6 +44,20 @@ def test_who_and_last_see_the_login_and_its_end(world):
     assert "gone" in last or "still logged in" in last
     assert not who_after
     assert "still logged in" not in last_after.splitlines()[0]
+
+
+def test_a_terminal_that_is_somebody_elses_login_by_now_stays_that(world):
+    def seen() -> str:
+        for path in (UTMP, WTMP):
+            path.touch()
+        _, tty = terminal(4001)
+        loginrecords.login(accounts.find("alice"), tty, "10.43.0.7", os.getppid())
+        os.chown(tty, 4002, -1)
+        loginrecords.login(accounts.find("bob"), tty, "10.43.0.8", os.getpid())
+        loginrecords.logout(tty, os.getppid())
+        return output("who", str(UTMP))
+
+    assert world.call(seen).split()[0] == "bob"
 
 
 def test_an_ipv6_address(world):
@@ -78,7 +92,7 @@ def test_nothing_is_made_where_there_are_no_files(world):
     def without() -> tuple[bool, list[bool]]:
         _, tty = terminal(4001)
         entered = loginrecords.login(accounts.find("alice"), tty, "10.43.0.7", os.getpid())
-        loginrecords.logout(tty)
+        loginrecords.logout(tty, os.getpid())
         assert loginrecords.last(accounts.find("alice")) is None
         return entered, [path.exists() for path in (UTMP, WTMP, LASTLOG)]
 
