@@ -10,7 +10,7 @@ MODELS = Path(__file__).parents[2] / "tamarin"
 
 @dataclass(frozen=True)
 class Term:
-    """A variable or constant (no arguments), or a function of terms. ``<a, b>`` is the function "<>", a^b "^", a*b "*"."""
+    """A variable or constant (no arguments), or a function of terms. ``<a, b>`` is the function "<>", a^b is "^"."""
 
     name: str
     arguments: tuple["Term", ...] = ()
@@ -65,7 +65,7 @@ def _substitute(term: Term, values: Mapping[str, Term]) -> Term:
 
 
 _TOKEN = re.compile(
-    r"\s+|(?P<string>'[^']*')|(?P<name>[~$%#!]?[A-Za-z_]\w*|%\d+)|(?P<mark>--\[|\]->|-->|%\+|[<>(),=:\[\]^*])|(?P<comment>//[^\n]*)"
+    r"\s+|(?P<string>'[^']*')|(?P<name>[~$%#!]?[A-Za-z_]\w*|%\d+)|(?P<mark>--\[|\]->|-->|\[[+-]\]|%\+|[<>(),=:\[\]^*])|(?P<comment>//[^\n]*)"
 )
 
 
@@ -125,7 +125,10 @@ class _Reader:
             raise ParseError(f"{token!r} where a term should be")
         if self.peek() == "(":
             self.take("(")
-            return Term(token, self.list_until(")"))
+            found = Term(token, self.list_until(")"))
+            if self.peek() in ("[+]", "[-]"):  # what the prover is to solve first, or last
+                self.take()
+            return found
         return Term(token)
 
     def list_until(self, end: str) -> tuple[Term, ...]:

@@ -1,4 +1,4 @@
-"""The steps of the handshake as terms, from three places: the models' rules, the code, and the table of doc/protocol.md."""
+"""The steps of the handshake as terms, from three places: the models' rules, the code, and doc/protocol.md."""
 
 import ast
 import re
@@ -98,7 +98,8 @@ class Machine:
         called = ast.unparse(node.func)
         if called == "kdf":
             number, key, extra = node.args
-            assert isinstance(number, ast.Constant) and number.value == count
+            assert isinstance(number, ast.Constant)
+            assert number.value == count
             for i in range(count):
                 yield _t("kdf", self.value(key), self.value(extra), Term(f"'{i + 1}'"))
         elif called in ("primitives.skem_enc", "primitives.ekem_enc"):
@@ -138,7 +139,7 @@ class Machine:
         if called == "secrets.x25519.public":
             return _dh(Term("'g'"), self.names["secrets.x25519"])
         if called in ("primitives.skem_dec", "primitives.ekem_dec"):
-            ciphertext, secret = map(self.value, arguments)
+            _ciphertext, secret = map(self.value, arguments)
             kind = called[11:15]
             shared = Term("k0" if kind == "skem" else "k3")
             self.made(_t(f"{kind}_ct", _t(f"{kind}_pk", secret), shared))
@@ -153,9 +154,7 @@ def _opens(node: ast.expr) -> bool:
 
 def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     for node in body:
-        if isinstance(node, ast.Try):
-            yield from _flat(node.body)
-        elif isinstance(node, ast.With):
+        if isinstance(node, (ast.Try, ast.With)):
             yield from _flat(node.body)
         elif isinstance(node, ast.For | ast.Raise) or (
             isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
