@@ -109,12 +109,13 @@ def test_local_ports_and_sockets(world: World) -> None:
             assert exchange((HOST, here), data) == b"tcp " + data
             assert exchange("/run/here", data) == b"unix " + data
             assert exchange((HOST, here), b"") == b"tcp "
-            lines = [line for line in server.audit() if line["event"] == "forward"]
-            assert [line["what"] for line in lines if line["state"] == "start"] == [
-                f"localhost:{tcp_port}",
-                path,
-                f"localhost:{tcp_port}",
-            ]
+            begun = [f"localhost:{tcp_port}", path, f"localhost:{tcp_port}"]
+
+            def written() -> bool:
+                lines = [line for line in server.audit() if line["event"] == "forward"]
+                return [line["what"] for line in lines if line["state"] == "start"] == begun
+
+            wait_until(written, 20, "the lines of all three")
 
     run(world, body)
 
