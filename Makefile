@@ -4,7 +4,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 export PREFIX DESTDIR
 
-.PHONY: help setup demo test test-slow lint format bench soak interop lock install uninstall clean
+.PHONY: help setup demo test test-slow lint format bench soak interop verify lock install uninstall clean
 
 help:
 	@echo "make setup      packages, and ./.venv/bin/pqtun"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench      measurements"
 	@echo "make soak       half an hour of traffic and faults, by the real clock"
 	@echo "make interop    tests against PQConnect"
+	@echo "make verify     the proofs in tamarin/, with tamarin-prover (scripts/install-tamarin)"
 	@echo "make install    /opt/pqtun, $(PREFIX)/bin/pqtun, units, user (uninstall: the way back)"
 
 setup:
@@ -43,6 +44,9 @@ soak: setup
 
 interop: setup
 	@.venv/bin/pytest -m 'interop and not slow'
+
+verify:
+	@scripts/run-tamarin
 
 lock:
 	@scripts/lock --upgrade

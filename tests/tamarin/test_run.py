@@ -1,4 +1,4 @@
-"""scripts/run-tamarin: what it makes of the prover's outputs (recorded from 1.10.0), and of a prover that is missing."""
+"""scripts/run-tamarin: what it makes of the prover's outputs (recorded from 1.10.0), and of a missing prover."""
 
 import importlib.util
 import os
