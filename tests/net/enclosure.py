@@ -11,6 +11,7 @@ from tests.net.lab import Lab
 from tests.net.users import Users
 
 ENTER = str(Path(__file__).with_name("enter.sh"))
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class Enclosure:
@@ -38,5 +39,5 @@ class Enclosure:
         return self._enter(str(root), *argv)
 
     def _enter(self, root: str, *argv: str) -> list[str]:
-        places = (self._lab.directory, self.directory, self._users.homes)
+        places = (self._lab.directory, self.directory, self._users.homes, CHECKOUT)
         return ["sh", "-e", ENTER, root, *map(str, places), *argv]

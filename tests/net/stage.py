@@ -23,7 +23,7 @@ from pqtun.protocol.names import make_label, parse_name
 from tests.net import pqtun
 from tests.net.lab import SERVER4, SERVER6, Conditions, Lab, standard_topology
 from tests.net.pqtun import PqtunClient, PqtunServer
-from tests.net.process import LabError, Process
+from tests.net.process import LabError, Process, wait_until
 
 HOST, PLAIN = "www.example.net", "plain.example.net"
 SOA = "example.net. 60 IN SOA ns.example.net. host.example.net. 1 60 60 60 60\n"
@@ -203,7 +203,7 @@ def refused(daemon: Daemon, *arguments: str) -> str:
     said = process.output().strip()
     assert said.startswith(f"pqtun {daemon.role}: "), said
     assert "\n" not in said, said
-    assert (devices(daemon.lab, daemon.ns), tables(daemon.lab, daemon.ns)) == before
+    wait_until(lambda: (devices(daemon.lab, daemon.ns), tables(daemon.lab, daemon.ns)) == before, 5, "nothing left")
     assert daemon.run_directory.exists() == held
     return said
 
