@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.net.process import wait_until
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts/run-tamarin"
 INSTALL = ROOT / "scripts/install-tamarin"
@@ -128,6 +130,18 @@ def test_the_time_limit_ends_the_prover_and_what_it_started(tmp_path: Path) -> N
     assert "1 s were not enough" in done.stdout
     stat = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
     assert not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def test_whoever_ends_it_ends_the_prover(tmp_path: Path) -> None:
+    environment = prover(
+        tmp_path, f"echo $$ > {tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid; exec sleep 600"
+    )
+    with subprocess.Popen([SCRIPT, "schedule", "old_epochs"], env=environment, stdout=subprocess.DEVNULL) as process:
+        wait_until((tmp_path / "pid").exists, 10, "the prover")
+        process.terminate()
+        assert process.wait(10) == 143
+    stat = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
+    wait_until(lambda: not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z", 10, "its end")
 
 
 def test_wrong_use(tmp_path: Path) -> None:
