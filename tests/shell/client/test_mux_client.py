@@ -88,7 +88,7 @@ def test_a_terminal_is_raw_meanwhile_and_follows_its_window(master: Master) -> N
     command = f"stty size; {until}; echo resized; read x; echo got $x; exit 5"
     with Terminal(master.argv("-t", "host", command), rows=31, columns=97, env=master.env) as terminal:
         terminal.wait_for("31 97")
-        assert terminal.raw
+        wait_until(lambda: terminal.raw, 10, "raw mode, which may come after the first output")
         terminal.resize(40, 120)
         terminal.wait_for("resized")
         terminal.type("word\r")
