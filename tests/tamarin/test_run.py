@@ -97,6 +97,14 @@ def test_lemmas_of_flags() -> None:
     assert run_tamarin.lemmas_of_run(text, "F") == ["b"]
 
 
+def test_what_is_open_is_tried_on_request_only() -> None:
+    plain = list(run_tamarin.plan(run_tamarin.parse([])))
+    tried = list(run_tamarin.plan(run_tamarin.parse(["-D=OPEN"])))
+    assert {flag for _, flag, _ in plain} == {"", "REPLAY_CACHE"}
+    assert {flag for _, flag, _ in tried} <= {"OPEN"}
+    assert len({lemma for _, _, lemma in plain + tried}) == len(plain) + len(tried)
+
+
 def prover(directory: Path, body: str) -> dict[str, str]:
     """An environment whose prover is a shell script that gives its version and then does ``body``."""
     script = directory / "prover"
