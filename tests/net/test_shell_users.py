@@ -24,7 +24,7 @@ INSIDE = Path(__file__).with_name("inside.py")
 CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 OF_PAM = {"MAIL", "MOTD_SHOWN"}  # which this sshd does without
 REFUSED = "Permission denied (publickey)."
-GLIBCS_OWN = 1 << 31 | 1 << 32  # signals 32 and 33: who was begun with posix_spawn may ignore them, and cannot change it
+GLIBCS_OWN = 1 << 31 | 1 << 32  # signals 32 and 33: posix_spawn may leave them ignored, and nobody can change that
 MARK = "PQTUN_TEST_OF_ROOT"  # in the environment that the daemon was started with
 
 
