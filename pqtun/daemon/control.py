@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from struct import Struct
 from typing import Any, Final
 
+from pqtun.daemon.peeruser import peer_user
 from pqtun.daemon.rundir import socket_path
 from pqtun.protocol.errors import UserError
 
@@ -20,7 +20,6 @@ MAX_REQUEST: Final = 64 << 10  # bytes of one line
 IDLE_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 5.0
 MAX_ANSWER: Final = 64 << 20  # the status of 1000 peers has 0.4 MB; root need not believe the worker any size
-_UCRED: Final = Struct("=iII")
 
 Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -68,7 +67,7 @@ class ControlSocket:
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        user = _peer_user(writer.get_extra_info("socket"))
+        user = peer_user(writer.get_extra_info("socket"))
         if self._users[user] >= self._bounds.per_user:
             writer.close()
             return
@@ -99,11 +98,6 @@ class ControlSocket:
         except (ValueError, KeyError, TypeError, RecursionError):
             return {"error": f"unknown request; known: {', '.join(self._handlers)}"}
         return handler(request)
-
-
-def _peer_user(sock: socket.socket) -> int:
-    """Return the user id of who connected (unix(7), SO_PEERCRED: pid, uid, gid)."""
-    return int(_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1])
 
 
 def ask(run: Path, role: str, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,13 +107,13 @@ def _replace_directory(path: Path, contents: Mapping[str, bytes]) -> None:
         for name, data in contents.items():
             _write(fresh / name, name, data)
         if path.exists() and os.listdir(path):
-            _sync_directory(fresh)
+            sync_directory(fresh)
             _exchange(fresh, path)
             _move_others(fresh, path)
         else:
-            _sync_directory(fresh)
+            sync_directory(fresh)
             os.rename(fresh, path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     finally:
         _remove(fresh)
 
@@ -146,7 +146,7 @@ def _replace_files(path: Path, contents: Mapping[str, bytes]) -> None:
             _write(unfinished[name], name, data)
         for name, file in unfinished.items():
             os.rename(file, path / name)
-        _sync_directory(path)
+        sync_directory(path)
     finally:
         for file in unfinished.values():
             file.unlink(missing_ok=True)
@@ -162,7 +162,8 @@ def _write(path: Path, name: str, data: bytes) -> None:
         os.fsync(descriptor)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Have the names in it on the disk (fsync(2)). Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from pqtun.keys.directory import sync_directory
 from pqtun.protocol.errors import UserError
 from pqtun.shell.auditline import HEAD_BYTES, MAX_LINE_BYTES, NO_HASH, Head, Line, LineError, bounded, decode, encode
 
@@ -64,7 +65,7 @@ class AuditLog:
             _lock(self._head_file, path)
             self._continue("opened")
             self.sync()  # lest a power failure takes the head file itself
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
         except OSError as error:
             self.close()
             raise UserError(f"cannot write the audit log {path}: {error.strerror}") from None
@@ -155,7 +156,7 @@ class AuditLog:
             if not os.path.samefile(self._path, aside):
                 raise
         self._begin({"log": {"action": "continued", "file": aside.name}})
-        _sync_directory(self._path.parent)
+        sync_directory(self._path.parent)
 
     def _begin(self, about: Mapping[str, object]) -> None:
         """Writes the first line of a fresh file, which then takes the place of the one at the path."""
@@ -311,11 +312,3 @@ def _lock(descriptor: int, path: Path) -> None:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         raise UserError(f"another process writes to the audit log {path}: give each its own") from None
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,20 +5,13 @@ import os
 import socket
 import stat
 from pathlib import Path
-from struct import Struct
 from typing import Final
 
+from pqtun.daemon.peeruser import peer_user
 from pqtun.protocol.errors import UserError
 
 BACKLOG: Final = 64
 _MAX_PATH: Final = 107  # bytes; sun_path of unix(7) without the zero at its end
-_UCRED: Final = Struct("=iII")  # unix(7), SO_PEERCRED: pid, uid, gid
-
-
-def peer_uid(sock: socket.socket) -> int:
-    """Return the user of the other end: of who connected, or of who called listen(2)."""
-    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return int(_UCRED.unpack(data)[1])
 
 
 def connect(path: str) -> socket.socket | None:
@@ -29,7 +22,7 @@ def connect(path: str) -> socket.socket | None:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.connect(_checked(path))
-        if peer_uid(sock) not in (0, os.geteuid()):
+        if peer_user(sock) not in (0, os.geteuid()):
             raise UserError(f"ControlPath {path}: its master belongs to another user; nothing was sent to it")
     except (FileNotFoundError, ConnectionRefusedError):
         sock.close()

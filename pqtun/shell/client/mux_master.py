@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import asyncssh
 
+from pqtun.daemon.peeruser import peer_user
 from pqtun.protocol.errors import MessageError
-from pqtun.shell.client.control_socket import ControlSocket, peer_uid
+from pqtun.shell.client.control_socket import ControlSocket
 from pqtun.shell.client.forward_table import ForwardTable
 from pqtun.shell.client.forwardspec import Forward
 from pqtun.shell.client.mux_messages import (
@@ -190,7 +191,7 @@ class Master:
                 self._pause_accepting()
                 self._loop.call_later(_LOOK_SECONDS, self._accept_more)
             return
-        if peer_uid(sock) not in (0, os.geteuid()):
+        if peer_user(sock) not in (0, os.geteuid()):
             sock.close()
             return
         sock.setblocking(False)
