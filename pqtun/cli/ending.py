@@ -25,7 +25,11 @@ def run(program: str, action: Callable[[], int]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = action()
+        try:
+            code = action()
+        except SystemExit:  # from argparse, which has printed help
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
         return code
     except UserError as error:

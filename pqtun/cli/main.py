@@ -58,10 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from pqtun.cli import ending
 
-    options = parser().parse_args(words)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="pqtun: %(message)s")
-    logging.getLogger("pqtun").setLevel(logging.DEBUG if getattr(options, "verbose", False) else logging.INFO)
-    return ending.run(f"pqtun {options.command}", lambda: options.run_command(options))
+    def action() -> int:
+        options = parser().parse_args(words)
+        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="pqtun: %(message)s")
+        logging.getLogger("pqtun").setLevel(logging.DEBUG if getattr(options, "verbose", False) else logging.INFO)
+        code: int = options.run_command(options)
+        return code
+
+    command = [word for word in words[:1] if not word.startswith("-")]
+    return ending.run(" ".join(["pqtun", *command]), action)
 
 
 def _hurry() -> None:

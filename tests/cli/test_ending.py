@@ -10,7 +10,9 @@ from pqtun.cli import ending
 from pqtun.protocol.errors import UserError
 
 COMMANDS = pytest.mark.parametrize(
-    "command", [["scp", "--help"], ["sftp", "--help"], ["ssh-keygen", "-lf"]], ids=" ".join
+    "command",
+    [["scp", "--help"], ["sftp", "--help"], ["ssh-keygen", "-lf"], ["client", "--help"], ["keygen", "--help"]],
+    ids=" ".join,
 )
 MAIN = "import sys; from pqtun.cli.main import main; sys.exit(main())"
 
