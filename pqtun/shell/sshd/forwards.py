@@ -8,14 +8,14 @@ from typing import Any, Final
 
 import asyncssh
 
-from pqtun.shell.sshd.streams import Congestion, Sink, Source
+from pqtun.shell.sshd.streams import Congestion, Ends, Sink, Source
 
 ACCEPT_PAUSE: Final = 0.5  # seconds that a listener rests when there are no descriptors left
 
 Ended = Callable[[int, int], None]  # with the bytes that the client sent, and got
 
 
-class Forward(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
+class Forward(Ends, asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
     """One connection. Either side may end its half first."""
 
     def __init__(self, sock: socket.socket, congestion: Congestion, ended: Ended) -> None:
@@ -23,11 +23,10 @@ class Forward(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().__init__()
         self._socket = sock
         self._congestion = congestion
         self._ended = ended
-        self._source: Source | None = None
-        self._sink: Sink | None = None
         self._sent_all = False  # to the socket
         self._lost = False
 
@@ -38,29 +37,8 @@ class Forward(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
     def session_started(self) -> None:
         """Data may flow."""
         fd = self._socket.fileno()
-        self._sink = Sink(fd, self._channel, self._finish)
-        self._source = Source(fd, self._congestion, self._channel.write, self._socket_ended)
-
-    def data_received(self, data: bytes, datatype: int | None) -> None:
-        """From the channel."""
-        if self._sink is not None:
-            self._sink.write(data)
-
-    def eof_received(self) -> bool:
-        """The client sends nothing any more, but may still get."""
-        if self._sink is not None:
-            self._sink.end()
-        return True
-
-    def pause_writing(self) -> None:
-        """The channel has enough."""
-        if self._source is not None:
-            self._source.pause()
-
-    def resume_writing(self) -> None:
-        """The channel takes more."""
-        if self._source is not None:
-            self._source.resume()
+        sink = Sink(fd, self._channel, self._finish)
+        self._begin(sink, [Source(fd, self._congestion, self._channel.write, self._socket_ended)])
 
     def _socket_ended(self) -> None:
         self._channel.write_eof()
@@ -78,16 +56,17 @@ class Forward(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
         if self._lost:
             if self._sent_all:
                 self._close()
-        elif self._sent_all and self._source is not None and not self._source.open:
+        elif self._sent_all and self._sources and not self._sources[0].open:
             self._channel.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The channel is closed, well or (with `exc`) because the connection broke; what it sent is still written."""
         self._lost = True
-        if self._source is None or self._sink is None:
+        if self._sink is None:
             self._close()
             return
-        self._source.close()
+        for source in self._sources:
+            source.close()
         if exc is not None:
             self._sink.break_off()
             self._close()
@@ -99,8 +78,7 @@ class Forward(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
     def _close(self) -> None:
         if self._socket.fileno() >= 0:
             self._socket.close()
-            sent = self._sink.total if self._sink else 0
-            self._ended(sent, self._source.total if self._source else 0)
+            self._ended(*self._totals)
 
 
 class Listener(asyncssh.SSHListener):

@@ -13,7 +13,7 @@ from asyncssh.packet import SSHPacket
 from pqtun.shell.sshd import environment, messages, pseudoterminal
 from pqtun.shell.sshd.messages import MessageError, Refused, Reply
 from pqtun.shell.sshd.pseudoterminal import Size
-from pqtun.shell.sshd.streams import Sink, Source
+from pqtun.shell.sshd.streams import Ends, Sink, Source
 
 if TYPE_CHECKING:
     from pqtun.shell.sshd.channels import Channels
@@ -87,11 +87,12 @@ class SessionChannel(asyncssh.SSHServerChannel[bytes]):
             self._session.drained()
 
 
-class Session(asyncssh.SSHServerSession[bytes]):
+class Session(Ends, asyncssh.SSHServerSession[bytes]):
     """One session: what was asked for it, then the program that runs in it."""
 
     def __init__(self, channels: "Channels") -> None:
         """Nothing is asked for yet."""
+        super().__init__()
         self._channels = channels
         self._variables: dict[str, str] = {}
         self._pty: pseudoterminal.Request | None = None
@@ -101,9 +102,6 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._number: int | None = None  # what the user's process calls it
         self._tty: str | None = None
         self._fds: list[int] = []
-        self._sources: list[Source] = []
-        self._sink: Sink | None = None
-        self._paused = False
         self._refusal: str | None = None
         self._outcome: dict[str, Any] | None = None
         self._eof_sent = False
@@ -200,39 +198,14 @@ class Session(asyncssh.SSHServerSession[bytes]):
             return
         congestion = self._channels.congestion
         if len(self._fds) == 1:
-            self._sink = Sink(self._fds[0], self._channel, self._finish_socket if self._tty is None else _nothing)
+            sink = Sink(self._fds[0], self._channel, self._finish_socket if self._tty is None else _nothing)
             outputs = [(self._fds[0], self._channel.write)]
         else:
-            self._sink = Sink(self._fds[0], self._channel, self._finish_pipe)
+            sink = Sink(self._fds[0], self._channel, self._finish_pipe)
             outputs = [(self._fds[1], self._channel.write), (self._fds[2], self._channel.write_stderr)]
-        self._sources = [Source(fd, congestion, write, self._output_ended) for fd, write in outputs]
+        self._begin(sink, [Source(fd, congestion, write, self._output_ended) for fd, write in outputs])
         if self._outcome is not None:
             self.exited(self._outcome)  # before we came to this
-        if self._paused:
-            self.pause_writing()
-
-    def data_received(self, data: bytes, datatype: int | None) -> None:
-        """For the program's standard input."""
-        if self._sink is not None:
-            self._sink.write(data)
-
-    def eof_received(self) -> bool:
-        """The client sends nothing any more."""
-        if self._sink is not None:
-            self._sink.end()
-        return True
-
-    def pause_writing(self) -> None:
-        """The channel has enough."""
-        self._paused = True
-        for source in self._sources:
-            source.pause()
-
-    def resume_writing(self) -> None:
-        """The channel takes more."""
-        self._paused = False
-        for source in self._sources:
-            source.resume()
 
     def terminal_size_changed(self, width: int, height: int, pixwidth: int, pixheight: int) -> None:
         """The client's window has another size."""
@@ -311,7 +284,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._lost = True
         for source in self._sources:
             source.close()
-        self._channels.session_ended(self, self._number, self._kind, self._tty, self._outcome, self._totals())
+        self._channels.session_ended(self, self._number, self._kind, self._tty, self._outcome, self._totals)
         if self._sink is not None and exc is None and self._tty is None and not self._input_ended:
             self._sink.end()
             self._close_outputs()
@@ -319,9 +292,6 @@ class Session(asyncssh.SSHServerSession[bytes]):
             if self._sink is not None:
                 self._sink.break_off()
             self._close()
-
-    def _totals(self) -> tuple[int, int]:
-        return (self._sink.total if self._sink else 0, sum(source.total for source in self._sources))
 
     def _close_outputs(self) -> None:
         for index in range(1, len(self._fds)):

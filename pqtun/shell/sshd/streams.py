@@ -222,3 +222,47 @@ class Sink:
             # Not from within: this may be called from where the channel delivers.
             self._loop.call_soon(self._channel.resume_reading)
         self._finish()
+
+
+class Ends:
+    """What asyncssh tells the session of a channel whose other ends are descriptors: to stand before its own class."""
+
+    def __init__(self) -> None:
+        """Nothing to read or to write yet."""
+        self._sources: list[Source] = []
+        self._sink: Sink | None = None
+        self._paused = False
+
+    def _begin(self, sink: Sink, sources: list[Source]) -> None:
+        self._sink = sink
+        self._sources = sources
+        if self._paused:
+            self.pause_writing()
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        """From the client."""
+        if self._sink is not None:
+            self._sink.write(data)
+
+    def eof_received(self) -> bool:
+        """The client sends nothing any more, but may still get."""
+        if self._sink is not None:
+            self._sink.end()
+        return True
+
+    def pause_writing(self) -> None:
+        """The channel has enough."""
+        self._paused = True
+        for source in self._sources:
+            source.pause()
+
+    def resume_writing(self) -> None:
+        """The channel takes more."""
+        self._paused = False
+        for source in self._sources:
+            source.resume()
+
+    @property
+    def _totals(self) -> tuple[int, int]:
+        """Bytes that the client sent, and that it got."""
+        return (self._sink.total if self._sink else 0, sum(source.total for source in self._sources))
