@@ -75,6 +75,7 @@ class Config:
     macs: str | None = None
     nohostauthenticationforlocalhost: bool = False
     permitlocalcommand: bool = False
+    permitremoteopen: tuple[str, ...] = ("any",)
     proxycommand: str | None = None  # with tokens
     proxyjump: str | None = None
     pubkeyacceptedalgorithms: str | None = None

@@ -8,7 +8,9 @@ from typing import Final
 
 import asyncssh
 
-from pqtun.shell.client.forwardspec import Forward
+from pqtun.shell.client import remote_socks
+from pqtun.shell.client.config import Config
+from pqtun.shell.client.forwardspec import Forward, Permitted, parse_permitted
 from pqtun.shell.client.route import LocalListener, Route, listen
 
 MAX_FORWARDS: Final = 512  # open at once
@@ -29,12 +31,26 @@ class ForwardTable:
         *,
         gateway_ports: bool = False,
         unlink: bool = False,
+        permitted: Permitted = None,
     ) -> None:
-        """``gateway_ports``, ``unlink``: GatewayPorts and StreamLocalBindUnlink of ssh_config(5)."""
+        """``gateway_ports``, ``unlink``, ``permitted``: GatewayPorts, StreamLocalBindUnlink and PermitRemoteOpen of
+        ssh_config(5).
+        """
         self._route = Route(connection)
         self._gateway_ports = gateway_ports
         self._unlink = unlink
+        self._permitted = permitted
         self._entries: dict[Forward, _Entry] = {}
+
+    @classmethod
+    def of(cls, config: Config, connection: asyncssh.SSHClientConnection | None = None) -> ForwardTable:
+        """An empty one with these settings."""
+        return cls(
+            connection,
+            gateway_ports=config.gatewayports,
+            unlink=config.streamlocalbindunlink,
+            permitted=parse_permitted(config.permitremoteopen),
+        )
 
     @property
     def forwards(self) -> tuple[Forward, ...]:
@@ -97,10 +113,11 @@ class ForwardTable:
 
     async def _request(self, forward: Forward) -> _Entry:
         connection = await self._route.connection()
-        host = {None: "localhost", "*": ""}.get(forward.listen_host, forward.listen_host)
-        assert host is not None
+        host = forward.listen_address
         listener: asyncssh.SSHListener
-        if forward.listen_path is not None and forward.connect_path is not None:
+        if forward.socks:
+            listener = await remote_socks.listen(connection, forward, self._permitted)
+        elif forward.listen_path is not None and forward.connect_path is not None:
             listener = await connection.forward_remote_path(forward.listen_path, forward.connect_path)
         elif forward.listen_path is not None:
             listener = await connection.forward_remote_path_to_port(

@@ -37,8 +37,6 @@ async def open_all(table: ForwardTable, forwards: Sequence[Forward], config: Con
 
 async def open_one(table: ForwardTable, forward: Forward, ui: UserInterface) -> None:
     """Open a forward. Raises UserError."""
-    if forward.kind == "remote" and forward.socks:
-        raise UserError(f"-R {forward.listen}: a remote forward with SOCKS is not offered; name where it leads to")
     try:
         port = await table.open(forward)
     except (OSError, asyncssh.Error, asyncssh.ChannelListenError) as error:

@@ -1,10 +1,12 @@
 """What -L, -R and -D name: where to listen, and where to connect from the other end."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 Kind = Literal["local", "remote", "dynamic"]
+Permitted = tuple[tuple[str, int | None], ...] | None  # hosts ("*": each) with ports (None: each); None: all
 
 _MAX_PORT: Final = 65535
 # A part of a specification: an address in brackets, or what has no colon; "\:" in it stands for a colon.
@@ -36,6 +38,11 @@ class Forward:
     def listen(self) -> str:
         """The listening end as -L writes it."""
         return _end(self.listen_host, self.listen_port, self.listen_path)
+
+    @property
+    def listen_address(self) -> str:
+        """The listening host as a server is asked for it (RFC 4254 section 7.1)."""
+        return {None: "localhost", "*": ""}.get(self.listen_host, self.listen_host or "")
 
     @property
     def connect(self) -> str:
@@ -92,6 +99,19 @@ def parse_endpoint(text: str) -> tuple[str, int]:
     if port == 0:
         raise ValueError(f"Bad stdio forwarding specification '{text}'")
     return parts[0], port
+
+
+def parse_permitted(words: Sequence[str]) -> Permitted:
+    """Read PermitRemoteOpen's value: any, none, or ``host:port`` with * for each. Raises ValueError."""
+    if len(words) == 1 and words[0].lower() in ("any", "none"):
+        return None if words[0].lower() == "any" else ()
+    permitted: list[tuple[str, int | None]] = []
+    for word in words:
+        parts = _parts(word)
+        if len(parts) != 2 or not parts[0]:
+            raise ValueError(f"Bad destination '{word}'")
+        permitted.append((parts[0], None if parts[1] == "*" else _port(parts[1], word)))
+    return tuple(permitted)
 
 
 def _parts(text: str) -> list[str]:

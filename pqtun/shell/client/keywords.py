@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pqtun.shell.client.forwardspec import parse_forward
+from pqtun.shell.client.forwardspec import parse_forward, parse_permitted
 
 Converter = Callable[[Sequence[str]], Any]
 
@@ -127,6 +127,11 @@ def _two_forms(kind: Any) -> Converter:
     return convert
 
 
+def _permitted(words: Sequence[str]) -> tuple[str, ...]:
+    parse_permitted(words)
+    return tuple(words)
+
+
 def _environment(words: Sequence[str]) -> tuple[tuple[str, str], ...]:
     pairs = tuple(word.partition("=")[::2] for word in words)
     if not all("=" in word for word in words):
@@ -186,6 +191,7 @@ KEYWORDS: Final[Mapping[str, Keyword]] = {
     "macs": Keyword(_string),
     "nohostauthenticationforlocalhost": Keyword(_flag),
     "permitlocalcommand": Keyword(_flag),
+    "permitremoteopen": Keyword(_permitted),
     "port": Keyword(_port),
     "proxycommand": Keyword(_string, raw=True),
     "proxyjump": Keyword(_string),
@@ -227,7 +233,7 @@ _OTHERS: Final = """
     gssapirenewalforcesrekey gssapiserveridentity gssapitrustdns hostbasedacceptedalgorithms hostbasedauthentication
     hostbasedkeytypes ipqos kbdinteractiveauthentication kbdinteractivedevices kerberosauthentication
     kerberostgtpassing knownhostscommand logverbose numberofpasswordprompts obscurekeystroketiming
-    passwordauthentication permitremoteopen pkcs11provider preferredauthentications protocol proxyusefdpass
+    passwordauthentication pkcs11provider preferredauthentications protocol proxyusefdpass
     refuseconnection rekeylimit requiredrsasize revokedhostkeys rhostsauthentication rhostsrsaauthentication
     rsaauthentication securitykeyprovider skeyauthentication smartcarddevice syslogfacility tisauthentication tunnel
     tunneldevice updatehostkeys useprivilegedport useroaming usersh verifyhostkeydns versionaddendum warnweakcrypto

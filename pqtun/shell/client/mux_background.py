@@ -95,7 +95,7 @@ async def _serve(options: Options, config: Config, ui: UserInterface, ready: int
     from pqtun.shell.client.program import run_local_command
 
     connection = await connect(options, ui=ui, config=config)
-    forwards = ForwardTable(connection, gateway_ports=config.gatewayports, unlink=config.streamlocalbindunlink)
+    forwards = ForwardTable.of(config, connection)
     with ExitStack() as stack:
         stack.callback(connection.close)
         stack.callback(forwards.close)

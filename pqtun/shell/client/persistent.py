@@ -106,7 +106,7 @@ class PersistentProgram(Program):
 
     async def run(self) -> int:
         """Connect, and again; return the exit code once there is an end to it. Raises UserError."""
-        table = ForwardTable(gateway_ports=self._config.gatewayports, unlink=self._config.streamlocalbindunlink)
+        table = ForwardTable.of(self._config)
         with self._stack:
             self._stack.callback(table.close)
             with suppress(OSError):  # it only makes things quicker

@@ -138,9 +138,7 @@ class Program:
         from pqtun.shell.client.forward_table import ForwardTable
 
         connection = await connect(self._options, ui=self._ui, config=self._config, begun=begun)
-        table = ForwardTable(
-            connection, gateway_ports=self._config.gatewayports, unlink=self._config.streamlocalbindunlink
-        )
+        table = ForwardTable.of(self._config, connection)
         with self._stack:
             self._stack.callback(table.close)
             try:

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pqtun.shell.client.forwardspec import Forward, parse_endpoint, parse_forward
+from pqtun.shell.client.forwardspec import Forward, parse_endpoint, parse_forward, parse_permitted
+from pqtun.shell.client.remote_socks import permits
 
 
 @pytest.mark.parametrize(
@@ -82,3 +83,28 @@ def test_endpoints():
     for text in ("h", "h:0", ":22", "h:1:2", ""):
         with pytest.raises(ValueError, match="Bad"):
             parse_endpoint(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "host", "port", "expected"),
+    [
+        (["any"], "h", 1, True),
+        (["none"], "h", 1, False),
+        (["h:1"], "h", 1, True),
+        (["h:1"], "h", 2, False),
+        (["h:1"], "H", 1, False),
+        (["h:*", "[::1]:2"], "h", 7, True),
+        (["h:*", "[::1]:2"], "::1", 2, True),
+        (["h:*", "[::1]:2"], "::1", 3, False),
+        (["*:22"], "anything", 22, True),
+        (["h*:22"], "hh", 22, False),
+    ],
+)
+def test_permitted_destinations(words, host, port, expected):
+    assert permits(parse_permitted(words), host, port) == expected
+
+
+@pytest.mark.parametrize("word", ["h", ":1", "h:", "h:x", "h:65536", "h:1:2", "[::1", "none"])
+def test_destinations_that_cannot_be_read(word):
+    with pytest.raises(ValueError, match=r"Bad (destination|forwarding)"):
+        parse_permitted([word, "h:1"])

@@ -58,6 +58,10 @@ assert sock.recv(2) == b"\\5\\0"
 sock.sendall(b"\\5\\1\\0\\3" + bytes([len(name)]) + name + (7777).to_bytes(2, "big"))
 assert sock.recv(64)[:2] == b"\\5\\0"
 """
+SOCKS4 = """
+sock.sendall(b"\\4\\1" + (7777).to_bytes(2, "big") + b"\\x7f\\0\\0\\1me\\0")
+assert sock.recv(8)[:2] == b"\\0\\x5a"
+"""
 SOCKS4A = """
 sock.sendall(b"\\4\\1" + (7777).to_bytes(2, "big") + b"\\0\\0\\0\\1me\\0localhost\\0")
 assert sock.recv(8)[:2] == b"\\0\\x5a"
@@ -152,7 +156,7 @@ def test_forwards_of_all_kinds(sshd: Sshd, tmp_path: Path) -> None:
     local, remote = tmp_path / "local", tmp_path / "remote"
     to = f"127.0.0.1:{ECHO_PORT}"
     flags = ["-L", f"7001:{to}", "-R", f"7002:{to}", "-L", f"{local}:{to}", "-R", f"{remote}:{to}"]
-    flags += ["-D", "7003", "-R", f"0:{to}", "-L", f"7004:{remote}"]
+    flags += ["-D", "7003", "-R", "7005", "-R", f"0:{to}", "-L", f"7004:{remote}"]
     process = spawn(sshd, "-N", "-o", "ExitOnForwardFailure=yes", *flags, HOST)
     process.wait_output("Allocated port ", 20)
     port = int(process.output().split("Allocated port ")[1].split()[0])
@@ -164,11 +168,26 @@ def test_forwards_of_all_kinds(sshd: Sshd, tmp_path: Path) -> None:
     assert talk(sshd, str(local)) == 100_000
     assert talk(sshd, str(remote)) == 100_000
     assert talk(sshd, "4", 7004) == 100_000
-    assert talk(sshd, "4", 7003, before=SOCKS5) == 100_000
-    assert talk(sshd, "4", 7003, before=SOCKS4A) == 100_000
+    for port in (7003, 7005):
+        assert talk(sshd, "4", port, before=SOCKS5) == 100_000
+        assert talk(sshd, "4", port, before=SOCKS4A) == 100_000
     assert process.stop() == 255
     assert not listening(sshd, 7001)
     assert not local.exists()
+
+
+def test_remote_socks_goes_where_it_may(sshd: Sshd, tmp_path: Path) -> None:
+    socks = tmp_path / "socks"
+    permitted = ["-o", f"PermitRemoteOpen=127.0.0.1:{ECHO_PORT} localhost:1"]
+    process = spawn(sshd, "-N", *permitted, "-R", "7021", "-R", str(socks), "-L", "7022:127.0.0.1:1", HOST)
+    wait_until(lambda: listening(sshd, 7022), 20, "the last forward")
+    wait_until(lambda: listening(sshd, 7021) and socks.exists(), 20, "the remote forwards")
+    assert talk(sshd, "4", 7021, before=SOCKS4) == 100_000
+    assert talk(sshd, str(socks), before=SOCKS4) == 100_000
+    # Another name for the same place.
+    assert talk(sshd, "4", 7021, before=SOCKS5 + "print(len(sock.recv(1)))\nsys.exit()") == 0
+    assert process.running
+    process.stop()
 
 
 def test_bind_addresses(sshd: Sshd) -> None:

@@ -1,0 +1,48 @@
+"""``-R`` without a destination: who connects to the server's port says by SOCKS where this host shall connect to."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+import asyncssh
+from asyncssh.socks import SSHSOCKSForwarder
+
+from pqtun.shell.client.forwardspec import Forward, Permitted
+
+CONNECT_SECONDS: Final = 60.0
+
+
+class _Request(SSHSOCKSForwarder):
+    """One channel, whose first bytes are SOCKS."""
+
+    def _connect(self) -> None:
+        self._recv_handler = None
+        self.forward(self._host, self._port)
+
+
+async def listen(connection: asyncssh.SSHClientConnection, forward: Forward, permitted: Permitted) -> Any:
+    """Have the server listen; return asyncssh's listener.
+
+    ``permitted``: PermitRemoteOpen of ssh_config(5). Raises asyncssh.ChannelListenError.
+    """
+
+    async def connect(factory: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> None:
+        if not permits(permitted, host, port):
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, "not in PermitRemoteOpen")
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await asyncio.get_running_loop().create_connection(factory, host, port)
+        except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, str(error)) from None
+
+    def session(*_origin: object) -> Any:
+        return _Request(connection, connect)
+
+    if forward.listen_path is not None:
+        return await connection.create_unix_server(session, forward.listen_path)
+    return await connection.create_server(session, forward.listen_address, forward.listen_port or 0)
+
+
+def permits(permitted: Permitted, host: str, port: int) -> bool:
+    """Whether PermitRemoteOpen lets who connects go there. Names are compared as they are, as by ssh."""
+    return permitted is None or any(name in ("*", host) and number in (None, port) for name, number in permitted)
