@@ -9,8 +9,7 @@ const NONCE_AT: usize = COOKIE_PREFIX.len() + STAMP;
 const STATE_AT: usize = NONCE_AT + NONCE_LEN;
 /// tid, epoch (4 bytes), both roots
 const STATE: usize = TID + 4 + 2 * KEY;
-const TAG_AT: usize = STATE_AT + STATE;
-const _: () = assert!(TAG_AT + TAG == COOKIE);
+const _: () = assert!(STATE_AT + STATE + TAG == COOKIE);
 
 /// What a cookie is sealed with. Key and nonce together are used once.
 pub struct Sealing<'a> {
