@@ -1,4 +1,4 @@
-"""Reads Tamarin models, as far as ours need it: preprocessor, rules with their let blocks, facts, functions, lemmas."""
+"""Reads Tamarin models, as far as ours need it: preprocessor, rules with their let blocks, facts, lemmas, equations."""
 
 import re
 from collections.abc import Mapping
@@ -50,6 +50,10 @@ class Lemma:
 @dataclass(frozen=True)
 class Theory:
     functions: Mapping[str, int]
+    private: frozenset[str]  # functions that the attacker cannot apply
+    equations: frozenset[str]
+    restrictions: Mapping[str, str]  # formulas, white space normalised
+    predicates: Mapping[str, str]
     rules: Mapping[str, Rule]
     lemmas: Mapping[str, Lemma]
 
@@ -176,6 +180,14 @@ def _rule(text: str) -> Rule:
     return Rule(name, tuple(let), premises, actions, conclusions, tuple(dict.fromkeys(comments)))
 
 
+def _lemma(text: str) -> Lemma:
+    found = re.fullmatch(r'lemma\s+(\w+)\s*(?:\[([^\]]*)\])?\s*:\s*(exists-trace|all-traces)?\s*"([^"]*)"', text)
+    if found is None:
+        raise ParseError(f"no lemma: {text[:60]!r}")
+    attributes = tuple(a.strip() for a in (found[2] or "").split(",") if a.strip())
+    return Lemma(found[1], attributes, found[3] == "exists-trace", found[4])
+
+
 def preprocess(text: str, flags: frozenset[str] = frozenset(), folder: Path = MODELS) -> str:
     """Do #include and #ifdef, and take block comments out."""
     kept: list[str] = []
@@ -197,32 +209,80 @@ def preprocess(text: str, flags: frozenset[str] = frozenset(), folder: Path = MO
     return re.sub(r"/\*.*?\*/", "", "\n".join(kept), flags=re.DOTALL)
 
 
-_PARTS = r"(?=^(?:rule|lemma|restriction|functions|equations|predicates|builtins|theory|begin|end)\b)"
+# All words that begin a part of a theory, those of parts that our models have not included: `read` refuses these.
+_PARTS = (
+    r"(?=^[ \t]*(?:rule|lemma|restriction|functions|equations|predicates|builtins|theory|begin|end|axiom|macros|tactic"
+    r"|heuristic|configuration|options|process|predicate|diffLemma|equivLemma|export)\b)"
+)
+
+
+def _functions(text: str) -> tuple[dict[str, int], frozenset[str]]:
+    if not re.fullmatch(r"functions:\s*\w+/\d+(?:\s*\[private\])?(?:\s*,\s*\w+/\d+(?:\s*\[private\])?)*\s*", text):
+        raise ParseError(f"no functions: {text[:60]!r}")
+    found = re.findall(r"(\w+)/(\d+)(\s*\[private\])?", text)
+    return {name: int(arity) for name, arity, _ in found}, frozenset(name for name, _, private in found if private)
+
+
+def _equations(text: str) -> frozenset[str]:
+    reader = _Reader(text)
+    reader.take("equations")
+    reader.take(":")
+    found = []
+    while reader.peek():
+        if found:
+            reader.take(",")
+        left = reader.term()
+        reader.take("=")
+        found.append(f"{left} = {reader.term()}")
+    return frozenset(found)
+
+
+def _predicates(text: str) -> dict[str, str]:
+    if '"' in text:
+        raise ParseError(f"no predicates: {text[:60]!r}")
+    heads = list(re.finditer(r"(\w+)\([^()]*\)\s*<=>", text))
+    ends = [head.start() for head in heads[1:]] + [len(text)]
+    return {
+        head[1]: " ".join(text[head.end() : end].split()).rstrip(",") for head, end in zip(heads, ends, strict=True)
+    }
 
 
 def read(text: str, flags: frozenset[str] = frozenset(), folder: Path = MODELS) -> Theory:
     """Parse a theory. Raises ParseError."""
     functions: dict[str, int] = {}
+    private: frozenset[str] = frozenset()
+    equations: frozenset[str] = frozenset()
+    restrictions: dict[str, str] = {}
+    predicates: dict[str, str] = {}
     rules: dict[str, Rule] = {}
     lemmas: dict[str, Lemma] = {}
-    for part in re.split(_PARTS, preprocess(text, flags, folder), flags=re.MULTILINE):
-        word = part.split(maxsplit=1)[0] if part.strip() else ""
-        if word == "rule":
-            rule = _rule(part)
-            if rule.name in rules:
-                raise ParseError(f"two rules {rule.name}")
-            rules[rule.name] = rule
-        elif word.startswith("lemma"):
-            found = re.match(
-                r'lemma\s+(\w+)\s*(?:\[([^\]]*)\])?\s*:\s*(exists-trace|all-traces)?\s*"([^"]*)"\s*$', part
-            )
-            if found is None:
-                raise ParseError(f"no lemma: {part[:60]!r}")
-            attributes = tuple(a.strip() for a in (found[2] or "").split(",") if a.strip())
-            if found[1] in lemmas:
-                raise ParseError(f"two lemmas {found[1]}")
-            lemmas[found[1]] = Lemma(found[1], attributes, found[3] == "exists-trace", found[4])
-        elif word.startswith("functions"):
-            for name, arity in re.findall(r"(\w+)/(\d+)", part):
-                functions[name] = int(arity)
-    return Theory(functions, rules, lemmas)
+    for part in map(str.strip, re.split(_PARTS, preprocess(text, flags, folder), flags=re.MULTILINE)):
+        word = re.match(r"\w*", part)
+        match word[0] if word else "":
+            case "rule":
+                rule = _rule(part)
+                if rule.name in rules:
+                    raise ParseError(f"two rules {rule.name}")
+                rules[rule.name] = rule
+            case "lemma":
+                lemma = _lemma(part)
+                if lemma.name in lemmas:
+                    raise ParseError(f"two lemmas {lemma.name}")
+                lemmas[lemma.name] = lemma
+            case "restriction":
+                found = re.fullmatch(r'restriction\s+(\w+)\s*:\s*"([^"]*)"', part)
+                if found is None or found[1] in restrictions:
+                    raise ParseError(f"no restriction, or two: {part[:60]!r}")
+                restrictions[found[1]] = " ".join(found[2].split())
+            case "functions":
+                more, hidden = _functions(part)
+                functions |= more
+                private |= hidden
+            case "equations":
+                equations |= _equations(part)
+            case "predicates":
+                predicates |= _predicates(part)
+            case _:
+                if not re.fullmatch(r"|theory\s+\w+|begin|end|builtins:[\w\s,-]+", part):
+                    raise ParseError(f"unexpected {part[:60]!r}")
+    return Theory(functions, private, equations, restrictions, predicates, rules, lemmas)
