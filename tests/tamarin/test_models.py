@@ -16,6 +16,7 @@ from tests.tamarin.models import MODELS, ParseError, Rule, Term, Theory, preproc
 ROOT = Path(__file__).parents[2]
 HANDSHAKE = (MODELS / "handshake.spthy").read_text()
 SCHEDULE = (MODELS / "schedule.spthy").read_text()
+UNLINKABLE = (MODELS / "unlinkable.spthy").read_text()
 CODE = (ROOT / "pqtun/protocol/handshake.py").read_text()
 SCHEDULE_CODE = (ROOT / "pqtun/protocol/schedule.py").read_text()
 PRIMITIVES = (ROOT / "pqtun/protocol/primitives.py").read_text()
@@ -170,6 +171,47 @@ def test_a_change_of_the_code_is_found(old: str, new: str) -> None:
 def test_a_change_of_the_document_is_found(old: str, new: str) -> None:
     assert old in PROTOCOL
     assert fails(HANDSHAKE, CODE, PROTOCOL.replace(old, new, 1))
+
+
+def same_client(text: str) -> bool:
+    """Whether the client of this model makes and sends what that of handshake.spthy does."""
+    other, ours = read(HANDSHAKE), read(text)
+    initiator, its = other.rules["Initiator"], ours.rules["Initiator"]
+    made = [d for d in initiator.let if d[0] not in ("tr", "H")]
+    key, ad, resume = (v for _, v, _ in other.rules["Client_resumes"].let)
+    new_key, new_ad, first, second = (v for _, v, _ in ours.rules["Client_resumes"].let)
+    resumes = [str(t).replace(f"tid{n}", "old_tid").replace(f"rs{n}", "old_rs") for n, t in ((1, first), (2, second))]
+    (sent,) = (o for o in ours.rules["Client_resumes"].conclusions if o.name == "Out")
+    return (
+        ours.functions == other.functions
+        and {f.name for f in its.premises} <= {f.name for f in initiator.premises} | {"!Long_term"}
+        and sorted(map(str, its.let)) == sorted(map(str, made))
+        and [str(f) for f in its.conclusions if f.name == "Out"]
+        == ["Out(c0)", "Out(s1)", "Out(s3)", "Out(tid)", "Out(rs)"]
+        and (str(key), str(ad)) == (str(new_key), str(new_ad))
+        and resumes == [str(resume)] * 2
+        and str(sent) == "Out(aead(key, 'zero', ad, diff(first, second)))"
+    )
+
+
+def test_the_client_that_cannot_be_linked_is_the_same() -> None:
+    assert same_client(UNLINKABLE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("C4 = kdf(C3, z4, '1')", "C4 = kdf(~k0, z4, '1')"),
+        ("rs = kdf(C6, T6, '4')", "rs = kdf(C6, T6, '3')"),
+        ("In(npk), !Point(~t),", "In(npk), !Point(~t), !Client(~c),"),
+        ("Out(s3), Out(tid)", "Out(tid)"),
+        ("mac(rs2, tid)", "mac(rs2, tid2)"),
+        ("Out(aead(key, 'zero', ad, diff(first, second)))", "Out(aead(key, 'zero', ad, first))"),
+    ],
+)
+def test_another_client_is_found(old: str, new: str) -> None:
+    assert old in plain(UNLINKABLE)
+    assert not same_client(plain(UNLINKABLE).replace(old, new, 1))
 
 
 def test_the_aead_has_the_nonce_of_the_model() -> None:

@@ -59,6 +59,16 @@ def test_falsified(lemma: str) -> None:
     assert not found.proven
 
 
+@pytest.mark.parametrize(
+    ("name", "result", "steps"), [("equivalent", "verified", 4254), ("different", "falsified", 12)]
+)
+def test_two_worlds(name: str, result: str, steps: int) -> None:
+    found = run_tamarin.outcome(recorded(name), run_tamarin.EQUIVALENCE)
+    assert (found.result, found.steps) == (result, steps)
+    cut = recorded(name)[: recorded(name).index("DiffLemma:  ")]
+    assert not run_tamarin.outcome(cut, run_tamarin.EQUIVALENCE).proven
+
+
 def test_a_warning_is_no_proof() -> None:
     text = recorded("warning")
     assert "secret_by_static (all-traces): verified" in text
@@ -95,6 +105,19 @@ def test_lemmas_of_flags() -> None:
     text = 'lemma a: "T"\n#ifdef F\nlemma b: "T"\n#else\nlemma c: "T"\n#endif\n'
     assert run_tamarin.lemmas_of_run(text, "") == ["a", "c"]
     assert run_tamarin.lemmas_of_run(text, "F") == ["b"]
+
+
+def test_a_model_of_two_worlds_has_their_equivalence_and_the_prover_is_told(tmp_path: Path) -> None:
+    text = 'rule A: [ Fr(~a) ] --> [ Out(diff(~a, ~a)) ]\nlemma a: "T"\n'
+    assert run_tamarin.lemmas_of_run(text, "") == ["a", run_tamarin.EQUIVALENCE]
+    assert run_tamarin.lemmas_of_run(text, "F") == []
+    environment = prover(tmp_path, f'echo "$@" > {tmp_path}/arguments; cat {RECORDED}/equivalent.txt')
+    done = run(environment, "unlinkable")
+    assert done.returncode == 0, done.stdout
+    assert f"ok   unlinkable {run_tamarin.EQUIVALENCE}: verified, 4254 steps, " in done.stdout
+    assert "--diff" in (tmp_path / "arguments").read_text().split()
+    run(prover(tmp_path, f'echo "$@" > {tmp_path}/arguments'), "schedule", "old_epochs")
+    assert "--diff" not in (tmp_path / "arguments").read_text().split()
 
 
 def test_what_is_open_is_tried_on_request_only() -> None:
