@@ -227,7 +227,7 @@ def _equations(text: str) -> frozenset[str]:
     reader = _Reader(text)
     reader.take("equations")
     reader.take(":")
-    found = []
+    found: list[str] = []
     while reader.peek():
         if found:
             reader.take(",")
