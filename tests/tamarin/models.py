@@ -194,8 +194,10 @@ def preprocess(text: str, flags: frozenset[str] = frozenset(), folder: Path = MO
     stack: list[bool] = []
     for line in text.splitlines():
         word = line.split()
-        if word[:1] == ["#ifdef"]:
+        if word[:1] == ["#ifdef"] and len(word) == 2:
             stack.append(word[1] in flags)
+        elif word[:1] in (["#ifdef"], ["#define"]):
+            raise ParseError(f"not understood: {line}")
         elif word[:1] == ["#else"]:
             stack[-1] = not stack[-1]
         elif word[:1] == ["#endif"]:
