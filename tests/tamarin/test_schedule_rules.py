@@ -111,7 +111,8 @@ def wrong_windows(rules: dict[str, Rule]) -> list[str]:
     found = []
     for rule in rules.values():
         newest = [f.arguments[1] for f in named(rule.premises, "Receiver")]
-        epochs = {f.arguments[2] for f in named(rule.premises, "!Epoch_of", "!Key", "Key")}
+        epochs = {f.arguments[-1] for f in named(rule.premises, "!Epoch_of")}
+        epochs |= {f.arguments[-3] for f in named(rule.premises, "!Key", "Key")}
         for epoch in epochs:
             for now in newest:
                 if {t("NotAbove", epoch, now), t("Below", now, later(epoch, 5))} - set(rule.actions):
@@ -130,23 +131,25 @@ def wrong_keys(rules: dict[str, Rule]) -> list[str]:
     for rule in rules.values():
         for fact in named(rule.premises, *KEY_FACTS, *(f"!{name}" for name in KEY_FACTS)):
             side = "'sender'" if "Send" in fact.name else "'receiver'"
-            key = t("packet_key", *fact.arguments[1:])
+            key = t("packet_key", *fact.arguments[-4:])
             if rule.name.startswith("Steal_"):
                 continue
             erased = {t("Reads", Term(side), key), t("Erases", Term(side), key)} <= set(rule.actions)
             if not erased and (fact.name.startswith("!") or fact in rule.conclusions):
                 found.append(f"{rule.name} keeps {key}")
-        for state, key_fact, side in (("SendBlocks", "SendKey", "'sender'"), ("Blocks", "Key", "'receiver'")):
-            for run, block in (f.arguments for f in named(rule.premises, state)):
-                if t(state, run, block) in rule.conclusions:
+        for prefix in ("Send", ""):
+            for run, block in (f.arguments for f in named(rule.premises, f"{prefix}Blocks")):
+                if t(f"{prefix}Blocks", run, block) in rule.conclusions:
                     continue
-                made = named(rule.conclusions, key_fact, f"!{key_fact}")
-                chains = [a.arguments[1] for a in named(rule.actions, "Erases") if str(a.arguments[0]) == side]
-                places = {(f.arguments[0], f.arguments[3], str(f.arguments[4])) for f in made}
+                (chain,) = (f for f in named(rule.premises, f"{prefix}Epoch") if f.arguments[0] == run)
+                made = named(rule.conclusions, f"{prefix}Key", f"!{prefix}Key")
+                place = chain.arguments[1:]
                 if (
-                    t(state, run, later(block)) not in rule.conclusions
-                    or places != {(run, block, "'1'"), (run, block, "'2'")}
-                    or [c.arguments for c in chains if c.name == "chain"] != [(*made[0].arguments[1:3], block)]
+                    place[-1] != block
+                    or t(f"{prefix}Blocks", run, later(block)) not in rule.conclusions
+                    or t(chain.name, *chain.arguments[:-1], later(block)) not in rule.conclusions
+                    or sorted(str(f.arguments[-1]) for f in made) != ["'1'", "'2'"]
+                    or {f.arguments[-4:-1] for f in made} != {place}
                 ):
                     found.append(f"{rule.name}: {made}")
     return found
@@ -157,7 +160,7 @@ def wrong_thefts(rules: dict[str, Rule]) -> list[str]:
     found = []
     seen = []
     for rule in rules.values():
-        stolen = [a for a in rule.actions if a.name.removesuffix("Stolen") in STOLEN]
+        stolen = [a for a in rule.actions if a.name in (f"{kind}Stolen" for kind in STOLEN)]
         outs = [f.arguments[0] for f in named(rule.conclusions, "Out")]
         if not stolen:
             if named(rule.actions, "Stolen") or (rule.name[:3] != "KDF" and any(secrets(o) for o in outs)):
@@ -242,11 +245,8 @@ MUTATIONS = [
     ("[ Receiver(~r, %n), Epoch(~ep, ~r, %e, %b), Out(", "[ Epoch(~ep, ~r, %e, %b), Out("),
     ("Stolen('receiver', ~r, %n), ChainStolen('receiver', ~r, %e, %b)", "ChainStolen('receiver', ~r, %e, %b)"),
     ("Stolen('receiver', ~r, %n), ChainStolen('receiver', ~r, %e, %b)", "Stolen('receiver', ~r, %n), X(~r, %e, %b)"),
-    (
-        ", Erases('receiver', chain(~r, %e, %b)), Moved(~r, %e, %c, $i, x) ]",
-        ", Erases('receiver', chain(~r, %e, %b)) ]",
-    ),
-    (", Erases('receiver', chain(~r, %e, %b)), Moved(~r, %e, %c, $i, x) ]", ", Moved(~r, %e, %c, $i, x) ]"),
+    (", Moved(~r, %e, %c, $i, x) ]->\n  [ Receiver(~r, %n), Epoch(", " ]->\n  [ Receiver(~r, %n), Epoch("),
+    ("[ Receiver(~r, %n), Epoch(~ep, ~r, %e, %b %+ %1)", "[ Receiver(~r, %n), Epoch(~ep, ~r, %e, %b)"),
     ("ReceiverSteps(~r, %n), !Authentic_epoch(~r, %m, %c, $i, x)", "ReceiverSteps(~r, %n), In(<%m, %c, $i, x>)"),
     ("Up(~r, ~ep, %n %+ %1), Moved(~r, %m, %c, $i, x) ]", "Up(~r, ~ep, %n %+ %1) ]"),
     (", Newest(~r, %n), Moved(~r, %e, %c, $i, x) ]", ", Newest(~r, %n) ]"),
@@ -255,9 +255,9 @@ MUTATIONS = [
     ("!Authentic_block(~ep, %c, $i, x) ]\n\n", "!Authentic_block(~r, %c, $i, x) ]\n\n"),
     ("NotAbove(%e, %n), Below(%n, %e %+ %1 %+ %1 %+ %1 %+ %1 %+ %1)", "NotAbove(%e, %n)"),
     ("let f = %e %+ %1 %+ %1 %+ %1 %+ %1 %+ %1 in", "let f = %e %+ %1 %+ %1 %+ %1 in"),
-    ("SenderBlock(~es, %b), Erases('sender', chain(~r, %n, %b))", "SenderBlock(~es, %b)"),
-    ("SendKey(~es, ~r, %n, %b, '2')", "SendKey(~es, ~r, %n, %b, '1')"),
-    ("Key(~ep, ~r, %e, %b, '2')", "Key(~ep, ~r, %e, %b, '3')"),
+    ("SendEpoch(~es, ~r, %n, %b %+ %1), SendBlocks", "SendEpoch(~es, ~r, %n, %b), SendBlocks"),
+    ("~r, %n, %b, '2')", "~r, %n, %b, '1')"),
+    ("~r, %e, %b, '2')", "~r, %e, %b, '3')"),
     ("In(chain(r, %e, %b)) ] --[ ]-> ", "In(chain(r, %e, %b)) ] --[ Below(%e, %b) ]-> "),
     ("rule KDF_2[no_derivcheck]:\n  [ In(root(r, %e)) ]", "rule KDF_2[no_derivcheck]:\n  [ Sender(r, %e) ]"),
     ("rule Five_later:", "rule Reset: [ Receiver(~r, %n) ] --> [ Receiver(~r, %1) ]\nrule Five_later:"),
@@ -271,7 +271,7 @@ MUTATIONS = [
 @pytest.mark.parametrize(("old", "new"), MUTATIONS)
 def test_a_change_of_the_rules_is_found(old: str, new: str) -> None:
     assert old in SCHEDULE
-    assert more_is_wrong(SCHEDULE.replace(old, new, 1))
+    assert more_is_wrong(SCHEDULE.replace(old, new))
 
 
 @pytest.mark.parametrize(("name", "fact"), [("Send", "SendKey"), ("Receive", "Key")])
