@@ -12,6 +12,7 @@ from tests.interop.debian import TINYSSH
 from tests.net.enclosure import Enclosure
 from tests.net.lab import Lab
 from tests.net.process import Process
+from tests.net.ssh import no_penalties
 from tests.net.ssh_keys import CERTIFIED, ED25519, MLDSA, PLAIN, Keys
 
 SSHD_9, SSHD_10, TINYSSHD, PQTUN_SSHD = "sshd-9.2", "sshd-10.6", "tinysshd", "pqtun-sshd"
@@ -76,7 +77,7 @@ class SshServers:
         lines = [f"Port {PORTS[name]}", f"TrustedUserCAKeys {self._keys.authorities(*kinds)}"]
         lines += [f"HostKey {self._keys.path(f'host-{kind}')}" for kind in kinds]
         # The tests try what is refused, all from one address; and 10.6 wants to be told that authorities may sign so.
-        lines += ["PerSourcePenalties no", "CASignatureAlgorithms +ssh-mldsa44-ed25519"] if new else []
+        lines += ["PerSourcePenalties no", "CASignatureAlgorithms +ssh-mldsa44-ed25519"] if new else [no_penalties()]
         config.write_text("\n".join(lines) + _CONFIG)
         argv = ["/usr/sbin/sshd", "-D", "-e", "-f", str(config)]
         enclosure = self._enclosure

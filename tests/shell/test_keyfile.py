@@ -210,9 +210,11 @@ def test_errors_hold_no_secret(tmp_path):
 @pytest.mark.parametrize("passphrase", ["", "secret"])
 def test_fingerprints_are_those_of_ssh_keygen(tmp_path, kind, passphrase):
     path = tmp_path / "key"
-    subprocess.run(
-        ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", "some one", "-f", path], check=True, timeout=60
-    )
+    argv = ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", "some one", "-f", path]
+    made = subprocess.run(argv, check=False, timeout=60, capture_output=True, text=True)
+    if kind == "dsa" and made.returncode:
+        pytest.skip(f"this ssh-keygen makes none: {made.stderr}")
+    assert made.returncode == 0, made.stderr
     for file in (path, tmp_path / "key.pub"):
         for hash_name in ("sha256", "md5"):
             shown = subprocess.run(

@@ -227,15 +227,15 @@ ALIASES: Final = {
 # What OpenSSH knows and has no meaning here: passwords, GSSAPI, PKCS#11, names that DNS makes, and the like.
 _OTHERS: Final = """
     afstokenpassing canonicaldomains canonicalizefallbacklocal canonicalizehostname canonicalizemaxdots
-    canonicalizepermittedcnames casignaturealgorithms challengeresponseauthentication channeltimeout cipher
-    compressionlevel controlmasterpath enablesshkeysign fallbacktorsh fingerprinthash
-    gssapiauthentication gssapiclientidentity gssapidelegatecredentials gssapikexalgorithms gssapikeyexchange
-    gssapirenewalforcesrekey gssapiserveridentity gssapitrustdns hostbasedacceptedalgorithms hostbasedauthentication
-    hostbasedkeytypes ipqos kbdinteractiveauthentication kbdinteractivedevices kerberosauthentication
-    kerberostgtpassing knownhostscommand logverbose numberofpasswordprompts obscurekeystroketiming
-    passwordauthentication pkcs11provider preferredauthentications protocol proxyusefdpass
-    refuseconnection rekeylimit requiredrsasize revokedhostkeys rhostsauthentication rhostsrsaauthentication
-    rsaauthentication securitykeyprovider skeyauthentication smartcarddevice syslogfacility tisauthentication tunnel
-    tunneldevice updatehostkeys useprivilegedport useroaming usersh verifyhostkeydns versionaddendum warnweakcrypto
+    canonicalizepermittedcnames casignaturealgorithms challengeresponseauthentication channeltimeout checkhostip
+    cipher compressionlevel controlmasterpath enablesshkeysign fallbacktorsh fingerprinthash gssapiauthentication
+    gssapiclientidentity gssapidelegatecredentials gssapikexalgorithms gssapikeyexchange gssapirenewalforcesrekey
+    gssapiserveridentity gssapitrustdns hostbasedacceptedalgorithms hostbasedauthentication hostbasedkeytypes ipqos
+    kbdinteractiveauthentication kbdinteractivedevices kerberosauthentication kerberostgtpassing knownhostscommand
+    logverbose numberofpasswordprompts obscurekeystroketiming passwordauthentication pkcs11provider
+    preferredauthentications protocol protocolkeepalives proxyusefdpass refuseconnection rekeylimit requiredrsasize
+    revokedhostkeys rhostsauthentication rhostsrsaauthentication rsaauthentication securitykeyprovider setuptimeout
+    skeyauthentication smartcarddevice syslogfacility tisauthentication tunnel tunneldevice updatehostkeys
+    useblacklistedkeys useprivilegedport useroaming usersh verifyhostkeydns versionaddendum warnweakcrypto
 """
 WITHOUT_EFFECT: Final = frozenset(_OTHERS.split())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.net.lab import Lab
 from tests.net.process import Process, wait_until
+from tests.net.ssh import no_penalties
 
 ADDRESS, PORT = "127.0.0.1", 22
 
@@ -42,7 +43,8 @@ class Sshd:
             f"Port {PORT}\nHostKey {directory / 'host'}\nAuthorizedKeysFile {self.key}.pub\nPidFile none\nUsePAM no\n"
             "StrictModes no\nPermitRootLogin prohibit-password\nPasswordAuthentication no\n"
             "KbdInteractiveAuthentication no\nUseDNS no\nPrintMotd no\nPrintLastLog no\nLogLevel VERBOSE\n"
-            "MaxSessions 64\nAcceptEnv SHARED_*\nSubsystem sftp internal-sftp\n"
+            "KexAlgorithms -mlkem768x25519-sha256\nMaxSessions 64\nAcceptEnv SHARED_*\n"
+            f"Subsystem sftp internal-sftp\n{no_penalties()}"
         )
         self.process: Process
         self.start()

@@ -12,6 +12,7 @@ import pytest
 from pqtun.shell.sshd import accounts
 from pqtun.shell.sshd.authorized import Authorizer
 from tests.net.process import wait_until
+from tests.net.ssh import no_penalties
 from tests.shell.sshd.keys import KeyFile
 from tests.shell.sshd.world import World
 
@@ -85,6 +86,7 @@ class Both:
         config.write_text(
             f"Port {PORT}\nListenAddress {SOURCE}\nHostKey {host.path}\nPidFile none\nUsePAM no\nUseDNS no\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\nPrintLastLog no\n"
+            f"{no_penalties()}"
         )
         (self.directory / "known_hosts").write_text(f"[{SOURCE}]:{PORT} {host.line}\n")
         log = (self.directory / "log").open("w")

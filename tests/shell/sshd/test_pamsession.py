@@ -131,7 +131,7 @@ def test_limits_umask_and_groups_are_pams(world):
     world.etc["security/group.conf"] = "*;*;alice;Al0000-2400;operators\n"
     world.etc[f"pam.d/{SERVICE}"] = (
         "auth optional pam_group.so\naccount required pam_permit.so\n"
-        "session required pam_limits.so\nsession optional pam_umask.so umask=027\n"
+        "session required pam_limits.so\nsession optional pam_umask.so nousergroups umask=027\n"
     )
     world.group.append("operators:x:4200:")
 
