@@ -96,6 +96,29 @@ def check_handshake(model: str, text: Source) -> None:
     }
 
 
+def check_responder(model: str, text: Source) -> None:
+    """What the server takes, and the keys that it has afterwards. The KEMs give it the keys of the model."""
+    rule = read(model).rules["Responder"]
+    known = {name: secret(name) for name in ("k0", "k3", "~y", "~sx", "~ex")}
+    known["skem_ct(skem_pk(~sm), k0)"] = b"c" * constants.MCELIECE_CT_BYTES
+    known["ekem_ct(ekem_pk(~en), k3)"] = b"C" * constants.SNTRUP_CT_BYTES
+    code = module("pqtun/protocol/handshake.py", text)
+    vars(code)["primitives"] = types.SimpleNamespace(
+        skem_dec=lambda ciphertext, _: bytearray(known["k0"] if ciphertext[0] == ord("c") else 32),
+        ekem_dec=lambda ciphertext, _: bytearray(known["k3"] if ciphertext[0] == ord("C") else 32),
+    )
+    message = code.parse(concrete.value(part(rule, "In"), known))
+    ephemerals = [code.EphemeralSecretKey(b"", key) for key in (secret("a later half minute"), known["~ex"])]
+    session = code.respond(message, code.ServerSecretKey(b"", known["~sx"]), ephemerals)
+    made = {name: concrete.value(rule.expand(Term(name)), known) for name in ("tid", "ti", "tr", "rs")}
+    assert made == {
+        "tid": session.tid,
+        "ti": session.recv_root,
+        "tr": session.send_root,
+        "rs": session.resume_secret,
+    }
+
+
 def check_primitives(text: Source) -> None:
     code = module("pqtun/protocol/primitives.py", text)
     key, data, ad = secret("key"), secret("data"), secret("ad")
@@ -309,6 +332,10 @@ def test_the_handshake_makes_the_bytes_of_the_model() -> None:
     check_handshake(HANDSHAKE, source)
 
 
+def test_the_server_makes_the_bytes_of_the_model() -> None:
+    check_responder(HANDSHAKE, source)
+
+
 def test_the_primitives_take_all_that_they_are_given() -> None:
     check_primitives(source)
 
@@ -350,6 +377,7 @@ def test_the_engine_has_the_same_constants_and_header() -> None:
     [
         (check_handshake, HANDSHAKE, "C6 = kdf(C4, ~k3, '1')", "C6 = kdf(C4, C3, '1')"),
         (check_handshake, HANDSHAKE, "tr = kdf(C6, T6, '3')", "tr = kdf(C6, T6, '4')"),
+        (check_responder, HANDSHAKE, "C4 = kdf(C3, X^~ex, '1')", "C4 = kdf(C3, X^~sx, '1')"),
         (check_resumption, HANDSHAKE, "mac(old_rs, tid)", "mac(tid, old_rs)"),
         (check_resumption, HANDSHAKE, "<'resume', old_tid, mac(old_rs, tid)>", "<'resume', mac(old_rs, tid), old_tid>"),
         (check_replays, HANDSHAKE, "Remembered(H, c0)", "Remembered(H, ~r)"),
@@ -371,6 +399,8 @@ CODE_MUTATIONS = [
     (check_primitives, "primitives.py", "decrypt(ZERO_NONCE, sealed, ad)", "decrypt(ZERO_NONCE, sealed, b'')"),
     (check_primitives, "primitives.py", "encrypt(ZERO_NONCE, message, ad)", "encrypt(ZERO_NONCE, message, None)"),
     (check_primitives, "primitives.py", "ZERO_NONCE = bytes(12)", "ZERO_NONCE = b'1' * 12"),
+    (check_responder, "handshake.py", "send_root=tr, recv_root=ti", "send_root=ti, recv_root=tr"),
+    (check_responder, "handshake.py", "chain, transcript, message.sealed_sntrup", "chain, b'', message.sealed_sntrup"),
     (check_replays, "daemon/server.py", "check(message.c0, now)", "check(message.sealed_sntrup, now)"),
     (check_replays, "daemon/server.py", "remember(name, now)", "remember(message.c0, now)"),
     (check_replays, "replay.py", "self._spans[-1][1].add(name)", "self._spans[-1][1].add(b'')"),
