@@ -285,6 +285,7 @@ def read(text: str, flags: frozenset[str] = frozenset(), folder: Path = MODELS) 
             case "predicates":
                 predicates |= _predicates(part)
             case _:
-                if not re.fullmatch(r"|theory\s+\w+|begin|end|builtins:[\w\s,-]+", part):
+                # A tactic only says where the prover looks first.
+                if not re.fullmatch(r"|theory\s+\w+|begin|end|builtins:[\w\s,-]+|tactic:\s*\w+\s*prio:(?s:.*)", part):
                     raise ParseError(f"unexpected {part[:60]!r}")
     return Theory(functions, private, equations, restrictions, predicates, rules, lemmas)

@@ -16,9 +16,12 @@ EQUATIONS = {
 }
 # The attacker derives the keys of the schedule by the rules KDF_2 and KDF_19.
 PRIVATE = {"handshake": set[str](), "unlinkable": set[str](), "schedule": {"root", "chain", "packet_key"}}
+# A model has one of the two; its rules then say NotAbove(x, y), or NotAbove(x, y + 1).
+NOT_ABOVE = ("All x y #i. NotAbove(x, y) @ i ==> x << y | x = y", "All x y #i. NotAbove(x, y) @ i ==> x << y")
+STRICT = read((MODELS / "schedule.spthy").read_text()).restrictions.get("Not_above") == NOT_ABOVE[1]
 RESTRICTIONS = {
     "Below": "All x y #i. Below(x, y) @ i ==> x << y",
-    "Not_above": "All x y #i. NotAbove(x, y) @ i ==> x << y | x = y",
+    "Not_above": NOT_ABOVE[STRICT],
     "Erased_is_gone": "All side x #i #j. Reads(side, x) @ i & Erases(side, x) @ j ==> not (#j < #i)",
     "Replay_cache": "All H c #i #j. Remembered(H, c) @ i & Remembered(H, c) @ j ==> #i = #j",
 }
