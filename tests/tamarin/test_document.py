@@ -131,3 +131,10 @@ def test_a_verified_lemma_took_ten_minutes_at_most() -> None:
         if result == "verified":
             assert int(steps) > 0, name
             assert int(seconds) <= 600, name
+
+
+def test_what_was_proven_are_the_models_as_they_are() -> None:
+    section = DOCUMENT[DOCUMENT.index("## Results") :]
+    recorded = re.search(r"<!-- texts -->\n(.*?)<!-- end -->", section, re.DOTALL)
+    lines = re.findall(r"^\s*([\w+]+ [0-9a-f]{64})$", recorded[1] if recorded else "", re.MULTILINE)
+    assert lines == run_tamarin.texts(), "prove again, then put the lines of scripts/run-tamarin --text there"

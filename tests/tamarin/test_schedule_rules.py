@@ -219,7 +219,7 @@ def wrong_derivations(rules: dict[str, Rule]) -> list[str]:
     return found
 
 
-CHECKS = [wrong_moves, wrong_windows, wrong_keys, wrong_thefts, wrong_derivations]
+CHECKS = [wrong_moves, wrong_windows, wrong_keys, wrong_thefts, wrong_derivations, wrong_ads]
 
 
 @pytest.mark.parametrize("check", CHECKS)
