@@ -156,12 +156,13 @@ def _read(options: Options, local_user: str, first: Reader | None = None) -> Rea
         user = str(reader.values.get("user", local_user))
         return expand(command, _tokens(options.host, reader.hostname, port, user, local_user, reader.values))
 
+    command = " ".join(options.command)
     if first is None:
-        reader = Reader(options.host, local_user, expanded)
+        reader = Reader(options.host, local_user, expanded, command=command)
         for keyword, value in options.settings:
             reader.setting(keyword, value)
     else:
-        reader = Reader(options.host, local_user, expanded, final=_hostname(first))
+        reader = Reader(options.host, local_user, expanded, command=command, final=_hostname(first))
         reader.values = {
             name: list(value) if isinstance(value, list) else value for name, value in first.values.items()
         }

@@ -17,6 +17,7 @@ from pqtun.shell.client.options import UsageError, split_setting
 MAX_DEPTH: Final = 16  # of Include in Include
 MAX_FILE: Final = 1 << 20  # bytes of one file
 SYSTEM_DIRECTORY: Final = Path("/etc/ssh")
+_VERSION: Final = "OpenSSH_10.0"  # what configurations may count on is what that one knows
 
 
 class ConfigError(UserError):
@@ -83,15 +84,23 @@ class Reader:
     """Collects what files and command lines say of one host."""
 
     def __init__(
-        self, original: str, local_user: str, expand: Callable[[Reader, str], str], *, final: str | None = None
+        self,
+        original: str,
+        local_user: str,
+        expand: Callable[[Reader, str], str],
+        *,
+        command: str = "",
+        final: str | None = None,
     ) -> None:
         """``original``: the host as typed; ``expand``: puts values for tokens (%h) in a command of ``Match exec``.
 
-        ``final``: in the second pass, what the first one made of the host.
+        ``command``: what shall run at the server, or the subsystem, "" for a shell. ``final``: in the second pass, what
+        the first one made of the host.
         """
         self.original = original
         self.host = original if final is None else final
         self.local_user = local_user
+        self.command = command
         self.values: dict[str, Any] = {}
         self.wants_final = False
         self._expand = expand
@@ -217,6 +226,9 @@ class Reader:
             "user": lambda: str(self.values.get("user", self.local_user)),
             "localuser": lambda: self.local_user,
             "tagged": lambda: str(self.values.get("tag", "")),
+            "command": lambda: self.command,
+            "sessiontype": self._session_type,
+            "version": lambda: _VERSION,
         }
         if name not in values and name not in ("exec", "localnetwork"):
             raise ConfigError(f"{self._where}: Unsupported Match attribute {name}")
@@ -227,6 +239,10 @@ class Reader:
         if name == "localnetwork":
             return False
         return matches(argument, values[name](), lower=name in ("host", "originalhost"))
+
+    def _session_type(self) -> str:
+        asked = str(self.values.get("sessiontype", "default"))
+        return asked if asked != "default" else "exec" if self.command else "shell"
 
     def _succeeds(self, command: str) -> bool:
         shell = os.environ.get("SHELL") or "/bin/sh"

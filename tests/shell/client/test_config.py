@@ -174,6 +174,34 @@ def test_an_endless_include_ends(write, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("criteria", "arguments", "holds"),
+    [
+        ("sessiontype shell", ["host"], True),
+        ("sessiontype exec", ["host"], False),
+        ("sessiontype exec,shell", ["host", "ls"], True),
+        ("sessiontype subsystem command sftp", ["-s", "host", "sftp"], True),
+        ("sessiontype none", ["-N", "host"], True),
+        ("!sessiontype none", ["-N", "host"], False),
+        ('command "ls *"', ["host", "ls", "-l"], True),
+        ('command "ls *"', ["host"], False),
+        ('command ""', ["host"], True),
+        ("version OpenSSH_10.*", ["host"], True),
+        ("version OpenSSH_9.*", ["host"], False),
+    ],
+)
+def test_criteria_since_openssh_10(write, criteria, arguments, holds):
+    path = write(f"Match {criteria}\n User found\n")
+    assert (resolve(parse(["-F", str(path), *arguments])).user == "found") == holds
+
+
+def test_what_systemd_has_in_ssh_config_is_read(write):
+    path = write(
+        "Host unix/* vsock/*\n ProxyCommand a %h %p\n ProxyUseFdpass yes\n CheckHostIP no\n\nHost .host\n User x\n"
+    )
+    assert resolve(parse(["-F", str(path), "host"])).proxycommand is None
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("Nonsense yes\n", "line 1: Bad configuration option: nonsense"),
