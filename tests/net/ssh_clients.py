@@ -30,6 +30,7 @@ class SshClient:
         self.config = lab.directory / "ssh_config"
         self.environment: dict[str, str] = {
             "LC_ALL": "C.UTF-8",
+            "TERM": "xterm",
             "HOME": user.home,
             "USER": user.name,
             **pqtun.environment(),
@@ -72,4 +73,4 @@ class SshClient:
 
     def all_environment(self) -> Mapping[str, str]:
         """For programs that are started by other means."""
-        return {**os.environ, "TERM": "xterm", **self.environment}
+        return {**os.environ, **self.environment}

@@ -83,7 +83,7 @@ def test_a_session_is_that_of_the_user(shell: ShellStage, name: str) -> None:
 
 @pytest.mark.parametrize("options", [(), ("-tt",)], ids=["pipes", "terminal"])
 def test_a_session_is_what_sshd_makes_of_it(shell: ShellStage, options: tuple[str, ...]) -> None:
-    """Limits, niceness, and no variable that sshd would not set either but those of PAM, which this sshd does without."""
+    """Limits, niceness, and no variable that sshd would not set either but those of PAM."""
     ours, theirs = (said(shell, server, "alice", *options) for server in (PQTUN_SSHD, SSHD_9))
     for part in ("ids", "limits", "nice", "cwd"):
         assert ours[part] == theirs[part], part
