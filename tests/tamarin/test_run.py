@@ -148,9 +148,9 @@ def test_one_line_a_lemma_and_exit_code(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "ok   schedule old_epochs: verified, 15 steps, " in done.stdout
     assert (tmp_path / "kept/schedule.old_epochs.txt").read_text() == recorded("verified")
-    failed = run(environment, "schedule", "old_epochs", "used_keys")
+    failed = run(environment, "schedule", "old_epochs", "key_known")
     assert failed.returncode == 1
-    assert "FAIL schedule used_keys: no answer" in failed.stdout
+    assert "FAIL schedule key_known: no answer" in failed.stdout
     assert failed.stdout.endswith("1 of 2 proven\n")
 
 
