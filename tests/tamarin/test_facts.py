@@ -30,7 +30,7 @@ SIGNATURES = {
         "ClientSent": "e H tid ti m", "ServerSent": "r H tid tr m",
         "Confirmed": "e H tid ti tr m", "ServerReceived": "r H tid ti m",
         "ClientResumes": "old e H old_tid tid ti old_rs", "Resumed": "old r H old_tid tid ti old_rs",
-        "Lost": "kind of", "RsLeaked": "e rs",
+        "Lost": "kind of", "RsLeaked": "e rs", "RootLeaked": "e root", "Other": "r",
     }.items()
 }  # fmt: skip
 ANY = {"fresh", "message", "secret", "root", "of", "kind"}  # checked apart, where it matters
@@ -47,6 +47,8 @@ LOSSES = {
     "k0": "!Client_random(~e, ~k0, ~k3) ~e ~k0",
     "e": "!Client_random(~e, ~k0, ~k3) ~e ~e",
     "k3": "!Client_random(~e, ~k0, ~k3) ~e ~k3",
+    "ti": "!Client_tunnel(~e, H, tid, ti, tr, rs) ~e ti",
+    "tr": "!Client_tunnel(~e, H, tid, ti, tr, rs) ~e tr",
     "rs": "!Client_tunnel(~e, H, tid, ti, tr, rs) ~e rs",
     "mceliece broken": "!Long_term(H, ~sm, ~sx) H ~sm",
     "sntrup broken": "!Ephemeral(H, ~en, ~ex) ~en ~en",
@@ -58,7 +60,7 @@ RULES = {
     "Client_resumes", "Server_resumes",
 }  # fmt: skip
 OTHER = "Responder_other_ciphertext"  # as Responder, for a ciphertext of sntrup761 that was made for another key
-SESSION = "Leak_session"  # gives away ti and tr; only under a flag
+LEAKS = {"ti": "RootLeaked", "tr": "RootLeaked", "rs": "RsLeaked"}  # the action that names the value
 
 
 def facts(rule: Rule) -> list[Term]:
@@ -80,8 +82,7 @@ def misplaced(theory: Theory) -> list[str]:
     for rule in theory.rules.values():
         for fact in facts(rule):
             if fact.name not in SIGNATURES:
-                if rule.name not in (OTHER, SESSION):
-                    found.append(f"{rule.name}: {fact.name} is not known")
+                found.append(f"{rule.name}: {fact.name} is not known")
                 continue
             names, given = SIGNATURES[fact.name], [bare(a) for a in fact.arguments]
             if fact.name in ATTACKERS:
@@ -105,12 +106,11 @@ def continued(fact: Term, given: list[str], names: tuple[str, ...]) -> list[str]
 def misread(theory: Theory) -> list[str]:
     """Facts in formulas with a variable that is named as something that stands elsewhere in this fact."""
     found = []
-    known = {"KU", "K", *(a.name for r in theory.rules.values() if r.name in (OTHER, SESSION) for a in r.actions)}
     for lemma in theory.lemmas.values():
         for name, inside in re.findall(r"\b(\w+)\(((?:[^()]|\([^()]*\))*)\) @", lemma.formula):
             names = SIGNATURES.get(name) or SIGNATURES.get(f"!{name}")
             if names is None:
-                if name not in known:
+                if name not in ("KU", "K"):
                     found.append(f"{lemma.name}: {name} is not known")
                 continue
             given = [bare(part.strip()) for part in re.split(r",(?![^(<]*[)>])", inside)]
@@ -193,16 +193,12 @@ def named_losses(theory: Theory) -> set[str]:
     }
 
 
-def wrong_losses(theory: Theory, flag: str) -> list[str]:
+def wrong_losses(theory: Theory) -> list[str]:
     """Each loss is of one rule, which gives away just what it says, and leaves all as it is."""
     found = []
     leaks: dict[str, list[str]] = {}
-    by_flag: set[str] = set()
     for rule in theory.rules.values():
         lost = [a for a in rule.actions if a.name == "Lost"]
-        if rule.name == SESSION and flag not in ("", "REPLAY_CACHE"):
-            by_flag |= {str(a.arguments[0]).strip("'") for a in lost}
-            continue
         if bool(lost) != (rule.name not in RULES | {OTHER}):
             found.append(f"{rule.name} loses {lost}")
         if not lost:
@@ -211,14 +207,14 @@ def wrong_losses(theory: Theory, flag: str) -> list[str]:
         kind = str(action.arguments[0]).strip("'")
         given = [*rule.premises, rule.expand(action.arguments[1]), *(rule.expand(o.arguments[0]) for o in out)]
         leaks.setdefault(kind, []).append(" ".join(map(str, given)))
-        if rule.name == SESSION or len(rule.conclusions) != 1 or any(not str(f).startswith("!") for f in rule.premises):
+        if len(rule.conclusions) != 1 or any(not str(f).startswith("!") for f in rule.premises):
             found.append(f"{rule.name}: {rule.premises} {rule.conclusions}")
-        if kind == "rs" and Term("RsLeaked", (Term("~e"), Term("rs"))) not in rule.actions:
-            found.append("rs leaks without RsLeaked")
+        if kind in LEAKS and Term(LEAKS[kind], (Term("~e"), Term(kind))) not in rule.actions:
+            found.append(f"{kind} leaks without {LEAKS[kind]}")
     found += [
         f"{k}: {leaks.get(k)} / {LOSSES.get(k)}" for k in leaks.keys() | LOSSES if leaks.get(k) != [LOSSES.get(k)]
     ]
-    found += [f"no rule loses {name}" for name in sorted(named_losses(theory) - leaks.keys() - by_flag)]
+    found += [f"no rule loses {name}" for name in sorted(named_losses(theory) - leaks.keys())]
     return found
 
 
@@ -230,7 +226,7 @@ def wrong(text: str, code: str) -> list[str]:
         if found:
             return found
         found += misplaced(theory) + misread(theory) + of_the_client(theory, code) + of_the_server(theory)
-        found += wrong_losses(theory, flag)
+        found += wrong_losses(theory)
     return found
 
 
@@ -266,6 +262,8 @@ MUTATIONS = [
     ("Lost('mceliece', H) ]-> [ Out(~sm) ]", "Lost('mceliece', H) ]-> [ Out(~sx) ]"),
     ("Lost('sntrup', ekem_pk(~en))", "Lost('sntrup', ~en)"),
     ("Lost('rs', ~e), RsLeaked(~e, rs)", "Lost('rs', ~e)"),
+    ("Lost('ti', ~e), RootLeaked(~e, ti)", "Lost('ti', ~e), RootLeaked(~e, tr)"),
+    ("Lost('tr', ~e), RootLeaked(~e, tr) ]-> [ Out(tr) ]", "Lost('tr', ~e), RootLeaked(~e, tr) ]-> [ Out(rs) ]"),
     ("Lost('k3', e) @ a & #a < #t)", "Lost('k4', e) @ a & #a < #t)"),
     ("Attackers(ekem_pk(~z), 'g'^~z)", "Attackers('g'^~z, ekem_pk(~z))"),
     ("Confirmed(e, H, tid, ti, tr, m) @ i & Server(H)", "Confirmed(e, H, tid, tr, ti, m) @ i & Server(H)"),
@@ -284,11 +282,3 @@ def test_a_rule_that_leaks_is_missed() -> None:
     (rule,) = re.findall(r"^rule Leak_ephemeral: .*\n", HANDSHAKE, re.MULTILINE)
     assert is_wrong(HANDSHAKE.replace(rule, ""))
     assert is_wrong(HANDSHAKE.replace(rule, rule + rule.replace("Leak", "Spill")))
-
-
-def test_keys_of_a_session_are_given_away_under_a_flag_only() -> None:
-    rule = (
-        "rule Leak_session: [ !Client_tunnel(~e, H, tid, ti, tr, rs) ] --[ Lost('session', ~e) ]-> [ Out(<ti, tr>) ]\n"
-    )
-    assert wrong(HANDSHAKE.replace("rule Leak_rs", f"#ifdef SESSION\n{rule}#endif\nrule Leak_rs"), CODE) == []
-    assert is_wrong(HANDSHAKE.replace("rule Leak_rs", f"{rule}rule Leak_rs"))

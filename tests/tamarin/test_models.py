@@ -104,6 +104,39 @@ def test_handshake_model_code_and_document_agree() -> None:
     assert differences(HANDSHAKE, CODE, PROTOCOL) == []
 
 
+def other_ciphertext_agrees(model: str) -> bool:
+    """Whether the server does with a ciphertext for another key what it does with one for its own, but for k3."""
+    rules = read(model).rules
+    own, other = rules["Responder"], rules["Responder_other_ciphertext"]
+    made = {name: str(value) for name, value, _ in own.let if name != "c2"}
+    taken = {name: str(value) for name, value, _ in other.let}
+    return (
+        taken == {**made, "k3": "ekem_reject(c2, ~en)"}
+        and (other.premises, other.conclusions) == (own.premises, own.conclusions)
+        and [a for a in other.actions if a.name != "Other"] == list(own.actions)
+    )
+
+
+def test_the_server_takes_a_ciphertext_for_another_key() -> None:
+    assert other_ciphertext_agrees(HANDSHAKE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("k3 = ekem_reject(c2, ~en)", "k3 = ekem_reject(c2, ~ex)"),
+        ("C6 = kdf(C4, k3, '1')", "C6 = kdf(C4, c2, '1')"),
+        ("s3 = aead(C4, 'zero', T2, c2)", "s3 = aead(C3, 'zero', T2, c2)"),
+        ("Server_waits(~r, H, tid, ti)", "Server_waits(~r, H, tid, tr)"),
+    ],
+)
+def test_another_server_is_found(old: str, new: str) -> None:
+    start, end = HANDSHAKE.index("rule Responder_other_ciphertext"), HANDSHAKE.index("/* --- the first packet")
+    rule = HANDSHAKE[start:end]
+    assert old in rule
+    assert not other_ciphertext_agrees(HANDSHAKE.replace(rule, rule.replace(old, new, 1)))
+
+
 MODEL_MUTATIONS = [
     ("C3 = kdf(~k0, z3, '1')", "C3 = kdf(~k0, z4, '1')"),
     ("C4 = kdf(C3, z4, '1')", "C4 = kdf(~k0, z4, '1')"),
@@ -183,7 +216,7 @@ def same_client(text: str) -> bool:
     resumes = [str(t).replace(f"tid{n}", "old_tid").replace(f"rs{n}", "old_rs") for n, t in ((1, first), (2, second))]
     (sent,) = (o for o in ours.rules["Client_resumes"].conclusions if o.name == "Out")
     return (
-        ours.functions == other.functions
+        {**ours.functions, "ekem_reject": 2} == other.functions
         and {f.name for f in its.premises} <= {f.name for f in initiator.premises} | {"!Long_term"}
         and sorted(map(str, its.let)) == sorted(map(str, made))
         and [str(f) for f in its.conclusions if f.name == "Out"]
@@ -369,12 +402,15 @@ def test_the_attacks_are_all_that_the_secrecy_lemmas_leave() -> None:
         assert "K(x) @ j" in lemma.formula
         (allowed,) = re.findall(r"All w y #a\. Lost\(w, y\) @ a ==> #i < #a & \((.*)\)\)", lemma.formula)
         found = set(re.findall(r"w = '([^']+)'", allowed))
-        if "& Attackers(npk, gx) @ h" in lemma.formula:
-            found.add("npk handed")
-        else:
-            assert "& Half_minute(H2, en, ex, npk, gx) @ h" in lemma.formula
-        if "& Attackers(nk, expk) @ l" in lemma.formula:
-            found.add("expk handed")
+        handed = ("& Attackers(npk, gx) @ h" in lemma.formula, "& Attackers(nk, expk) @ l" in lemma.formula)
+        found |= {name for name, is_handed in zip(("npk handed", "expk handed"), handed, strict=True) if is_handed}
+        own = {  # what is not handed out is of the server itself, and of one half minute
+            (False, False): "& Half_minute(H, en, ex, npk, expk) @ h",
+            (False, True): "& Half_minute(H, en, ex, npk, gx) @ h",
+            (True, False): "& Half_minute(H, en, ex, nk, expk) @ l",
+            (True, True): "",
+        }
+        assert own[handed] in lemma.formula
         shown.add(frozenset(found))
     # An X25519 key handed out is only needed where the static one leaked; where sntrup761's is handed out, so it is.
     assert shown == minimal_sets()
