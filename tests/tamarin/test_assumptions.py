@@ -96,7 +96,7 @@ NONE_STOLEN = 'restriction None_stolen: "All s r n #i. Stolen(s, r, n) @ i ==> F
         ("handshake", "--[ Server(H) ]->", "--[ Server(H), _restrict(F) ]->"),
         ("handshake", "Remembered(H, c) @ i & Remembered(H, c) @ j", "Remembered(H, c) @ i & Remembered(x, c) @ j"),
         ("schedule", "rule KDF_2", NONE_STOLEN + "rule KDF_2"),
-        ("schedule", "rule KDF_2", "#ifdef OPEN\n" + NONE_STOLEN + "#endif\nrule KDF_2"),
+        ("schedule", "rule KDF_2", "#ifdef OTHER\n" + NONE_STOLEN + "#endif\nrule KDF_2"),
         ("schedule", "rule KDF_2", '#ifdef EXEC\nlemma x: "T"\n' + NONE_STOLEN + "#endif\nrule KDF_2"),
         ("schedule", "Below(x, y) @ i ==> x << y", "Below(x, y) @ i ==> F"),
         ("schedule", "root/2 [private]", "root/2"),
