@@ -109,6 +109,8 @@ GRANULARITY: Final = 0.001
 # Least time that the window covers at the measured rate: shorter round trips tell when processes ran, not how long
 # the path is.
 BATCH_TIME: Final = 0.002
+# Shorter than this, an interval is the clock's rounding and says nothing about a rate. It keeps rates finite, too.
+MIN_INTERVAL: Final = 1e-6
 
 # A pause of the event loop that the pacing makes good at once: two ticks of epoll's clock.
 PACING_BURST: Final = 0.002

@@ -19,6 +19,7 @@ from pqtun.keyserver.limits import (
     JITTER_DEVIATIONS,
     MAX_TIMEOUT,
     MAX_WINDOW,
+    MIN_INTERVAL,
     MIN_TIMEOUT,
     MIN_WINDOW,
     PACING_BURST,
@@ -160,6 +161,7 @@ class Pacer:
 
     def measured(self, rtt: float) -> None:
         """Takes one round trip of an unambiguous request, before answered()."""
+        rtt = max(rtt, MIN_INTERVAL)
         self.round_trip.sample(rtt)
         self._round_least = min(self._round_least, rtt)
         self._round_samples += 1
@@ -177,7 +179,7 @@ class Pacer:
             self._end_round(queued)
         interval = max(now - snapshot.delivered_at, snapshot.sent_at - snapshot.first_sent_at)
         # Shorter than a round trip: answers that queued somewhere and came at once, no statement about the rate.
-        if interval > 0 and interval >= self.round_trip.minimum:
+        if interval >= max(self.round_trip.minimum, MIN_INTERVAL):
             rate = (self._delivered - snapshot.delivered) / interval
             if not snapshot.limited or 0 < self.rate < rate:
                 self._take_rate(rate)

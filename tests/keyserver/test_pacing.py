@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pqtun.keyserver import limits
@@ -122,6 +122,7 @@ def test_congestion_shuts_the_window():
 
 
 @given(st.lists(st.tuples(st.sampled_from("sac"), st.floats(0, 0.5)), max_size=200))
+@example([("s", 0.0), ("s", 1e-308), ("a", 0.0)])  # a rate beyond all numbers
 def test_the_window_keeps_its_bounds(steps):
     pacer, now, open_ = Pacer(0.0), 0.0, []
     for kind, pause in steps:
