@@ -3,7 +3,7 @@
 import ast
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,11 @@ def part(rule: Rule, name: str) -> Term:
     """What a rule sends or takes in its message."""
     (fact,) = (f for f in (*rule.premises, *rule.conclusions) if f.name == name)
     return rule.expand(fact.arguments[0])
+
+
+def keys_made(rule: Rule, known: Mapping[str, bytes]) -> list[bytes]:
+    """tid, ti, tr and rs of a rule that ends a handshake."""
+    return [concrete.value(rule.expand(Term(name)), known) for name in ("tid", "ti", "tr", "rs")]
 
 
 def refused(call: Callable[..., object], *arguments: Any) -> str:
@@ -87,13 +92,7 @@ def check_handshake(model: str, text: Source) -> None:
         f.arguments[0] for f in rule.conclusions if f.name == "Out" and f.arguments[0].arguments[0].name == "'01 00'"
     )
     assert concrete.value(rule.expand(out), known) == datagram
-    made = {name: concrete.value(rule.expand(Term(name)), known) for name in ("tid", "ti", "tr", "rs")}
-    assert made == {
-        "tid": session.tid,
-        "ti": session.send_root,
-        "tr": session.recv_root,
-        "rs": session.resume_secret,
-    }
+    assert keys_made(rule, known) == [session.tid, session.send_root, session.recv_root, session.resume_secret]
 
 
 def check_responder(model: str, text: Source) -> None:
@@ -110,13 +109,7 @@ def check_responder(model: str, text: Source) -> None:
     message = code.parse(concrete.value(part(rule, "In"), known))
     ephemerals = [code.EphemeralSecretKey(b"", key) for key in (secret("a later half minute"), known["~ex"])]
     session = code.respond(message, code.ServerSecretKey(b"", known["~sx"]), ephemerals)
-    made = {name: concrete.value(rule.expand(Term(name)), known) for name in ("tid", "ti", "tr", "rs")}
-    assert made == {
-        "tid": session.tid,
-        "ti": session.recv_root,
-        "tr": session.send_root,
-        "rs": session.resume_secret,
-    }
+    assert keys_made(rule, known) == [session.tid, session.recv_root, session.send_root, session.resume_secret]
 
 
 def check_primitives(text: Source) -> None:

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from pqtun.shell.endpoints import Endpoint
+
 Kind = Literal["local", "remote", "dynamic"]
-Permitted = tuple[tuple[str, int | None], ...] | None  # hosts ("*": each) with ports (None: each); None: all
+Permitted = tuple[Endpoint, ...] | None  # None: all
 
 _MAX_PORT: Final = 65535
 # A part of a specification: an address in brackets, or what has no colon; "\:" in it stands for a colon.
@@ -105,7 +107,7 @@ def parse_permitted(words: Sequence[str]) -> Permitted:
     """Read PermitRemoteOpen's value: any, none, or ``host:port`` with * for each. Raises ValueError."""
     if len(words) == 1 and words[0].lower() in ("any", "none"):
         return None if words[0].lower() == "any" else ()
-    permitted: list[tuple[str, int | None]] = []
+    permitted: list[Endpoint] = []
     for word in words:
         parts = _parts(word)
         if len(parts) != 2 or not parts[0]:

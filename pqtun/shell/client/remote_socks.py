@@ -8,6 +8,7 @@ from asyncssh.forward import SSHForwarder
 from asyncssh.socks import SSHSOCKSForwarder
 
 from pqtun.shell.client.forwardspec import Forward, Permitted
+from pqtun.shell.endpoints import listed
 
 CONNECT_SECONDS: Final = 60.0
 
@@ -24,7 +25,7 @@ class _Request(SSHSOCKSForwarder):
         self.forward(self._host, self._port)
 
     async def _open(self, _factory: object, host: str, port: int) -> None:
-        if not permits(self._permitted, host, port):
+        if not listed(self._permitted, host, port):
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, "not in PermitRemoteOpen")
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
@@ -51,8 +52,3 @@ async def listen(connection: asyncssh.SSHClientConnection, forward: Forward, per
     if forward.listen_path is not None:
         return await connection.create_unix_server(session, forward.listen_path)
     return await connection.create_server(session, forward.listen_address, forward.listen_port or 0)
-
-
-def permits(permitted: Permitted, host: str, port: int) -> bool:
-    """Whether PermitRemoteOpen lets who connects go there. Names are compared as they are, as by ssh."""
-    return permitted is None or any(name in ("*", host) and number in (None, port) for name, number in permitted)

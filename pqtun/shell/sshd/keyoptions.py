@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+from pqtun.shell.endpoints import ANY_HOST, Endpoint
 from pqtun.shell.sshd import sources
-from pqtun.shell.sshd.permission import ANY_HOST, Endpoint
 
 MAX_ENDPOINTS: Final = 4096  # permitopen and permitlisten, each; sshd's bound
 MAX_ENVIRONMENT: Final = 1024  # as sshd

@@ -2,13 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any
 
+from pqtun.shell.endpoints import ANY_HOST, Endpoint, listed
 from pqtun.shell.sshd.messages import MessageError
-
-ANY_HOST: Final = "*"
-
-Endpoint = tuple[str, int | None]  # a host as written, without brackets, or ANY_HOST; None is any port
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +31,14 @@ class Permission:
 
     def permits(self, host: str, port: int) -> bool:
         """Whether -L, -D, -J or -W may connect there. `host` is compared as it was sent, never resolved, as by sshd."""
-        return self.port_forwarding and _listed(self.permit_open, host, port)
+        return self.port_forwarding and listed(self.permit_open, host, port)
 
     def permits_listen(self, host: str, port: int) -> bool:
         """Whether -R may listen there; `host` as it was sent: "localhost" where the client named none, "" for all.
 
         A port of 0 (let the server choose) needs a list with ``*`` as the port, or none.
         """
-        return self.port_forwarding and _listed(self.permit_listen, host or ANY_HOST, port)
+        return self.port_forwarding and listed(self.permit_listen, host or ANY_HOST, port)
 
     def permits_unix(self) -> bool:
         """Whether a connection to a Unix-domain socket may be asked for: no to any list but ``*:*``."""
@@ -79,12 +76,6 @@ class Permission:
             )
         except (TypeError, ValueError):
             raise MessageError("a permission with values of other types") from None
-
-
-def _listed(endpoints: tuple[Endpoint, ...] | None, host: str, port: int) -> bool:
-    return endpoints is None or any(
-        allowed_host in (ANY_HOST, host) and allowed_port in (None, port) for allowed_host, allowed_port in endpoints
-    )
 
 
 def _all_listed(endpoints: tuple[Endpoint, ...] | None) -> bool:

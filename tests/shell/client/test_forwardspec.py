@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pqtun.shell.client.forwardspec import Forward, parse_endpoint, parse_forward, parse_permitted
-from pqtun.shell.client.remote_socks import permits
+from pqtun.shell.endpoints import listed
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_endpoints():
     ],
 )
 def test_permitted_destinations(words, host, port, expected):
-    assert permits(parse_permitted(words), host, port) == expected
+    assert listed(parse_permitted(words), host, port) == expected
 
 
 @pytest.mark.parametrize("word", ["h", ":1", "h:", "h:x", "h:65536", "h:1:2", "[::1", "none"])

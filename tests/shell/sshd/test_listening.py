@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from pqtun.daemon.settings import SshdSettings
+from pqtun.shell.endpoints import Endpoint
 from pqtun.shell.sshd import listening
 from pqtun.shell.sshd.allowed import Allowed
 from pqtun.shell.sshd.messages import Refused
-from pqtun.shell.sshd.permission import Endpoint, Permission
+from pqtun.shell.sshd.permission import Permission
 
 
 def allowed(*, permit_listen: tuple[Endpoint, ...] | None = None, settings: SshdSettings | None = None) -> Allowed:
