@@ -64,7 +64,7 @@ class Permission:
                 key_type=_text(values["key_type"]),
                 fingerprint=_text(values["fingerprint"]),
                 command=None if values["command"] is None else _text(values["command"]),
-                environment=tuple((_text(name), _text(value)) for name, value in values["environment"]),
+                environment=tuple((_text(name), _text(value)) for name, value in _pairs(values["environment"])),
                 pty=_flag(values["pty"]),
                 port_forwarding=_flag(values["port_forwarding"]),
                 agent_forwarding=_flag(values["agent_forwarding"]),
@@ -97,7 +97,14 @@ def _flag(value: object) -> bool:
 def _endpoints(values: Any) -> tuple[Endpoint, ...] | None:
     if values is None:
         return None
-    return tuple((_text(host), _port(port)) for host, port in values)
+    return tuple((_text(host), _port(port)) for host, port in _pairs(values))
+
+
+def _pairs(values: Any) -> list[Any]:
+    """A text is a sequence of texts, too, and would do for a list of pairs."""
+    if not isinstance(values, list | tuple) or not all(isinstance(pair, list | tuple) for pair in values):
+        raise TypeError(values)
+    return list(values)
 
 
 def _port(value: object) -> int | None:

@@ -2,7 +2,7 @@ import dataclasses
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pqtun.shell.sshd.messages import MessageError
@@ -40,6 +40,9 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from([field.name for field in dataclasses.fields(Permission)]), JSON)
+@example("environment", "")
+@example("environment", ["ab"])
+@example("permit_open", "")
 def test_any_value_of_any_field(name, value):
     values = json.loads(json.dumps(PLAIN.to_json())) | {name: value}
     try:
